@@ -1,0 +1,82 @@
+"""Leftovers of killed writers, and their removal.
+
+A killed process can leave temporary files (never a half-written file under a final name) and shard files whose commit record was
+not reached. Neither is ever read. A temporary file is dead when no writer holds the store's lock and it was made on this machine,
+or when it is older than any write can take; what another machine made recently is left alone, because locks do not cross every
+network file system.
+"""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .fileio import HOST_TAG, Lock, check_folder
+from .layout import Layout, read_store_info
+from .spec import StoreSpec
+
+_TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")
+
+
+def temp_files(layout: Layout, spec: StoreSpec) -> Iterator[Path]:
+    """Temporary files in the store's own folders."""
+    for folder in (layout.root, layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
+        check_folder(folder.resolve() if folder == layout.root else folder)
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if _TEMP_NAME.fullmatch(e.name))
+        yield from (folder / name for name in names)
+
+
+def uncommitted_files(layout: Layout, spec: StoreSpec) -> Iterator[tuple[str, int, Path]]:
+    """(site, shard, path) of shard files without a commit record."""
+    with os.scandir(layout.commits) as entries:
+        committed = {layout.record_number(e.name) for e in entries}
+    for site in spec.sites:
+        with os.scandir(layout.array(site)) as entries:
+            shards = sorted(n for e in entries if (n := layout.shard_number(e.name)) is not None)
+        yield from ((site.name, n, layout.shard(site, n)) for n in shards if n not in committed)
+
+
+def remove_dead_temp_files(layout: Layout, spec: StoreSpec, *, lock_is_free: bool, older_than_hours: float) -> list[Path]:
+    """Remove temporary files that no writer can still be using; the paths removed."""
+    removed = []
+    for path in temp_files(layout, spec):
+        match = _TEMP_NAME.fullmatch(path.name)
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:  # its writer finished between listing and looking
+            continue
+        ours = lock_is_free and match is not None and match[1] == HOST_TAG
+        old = time.time() - info.st_mtime > older_than_hours * 3600
+        if stat.S_ISREG(info.st_mode) and (ours or old):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
+    """Remove leftovers: dead temporary files, and shard files that were never committed.
+
+    Args:
+        path: the store.
+        older_than_hours: age at which a temporary file of another machine, or of a store in use, counts as dead.
+
+    Returns:
+        The paths removed. Committed shards, records and metadata are never among them; uncommitted shard files only when no
+        writer is at work on the store.
+    """
+    layout = Layout(Path(path))
+    spec = read_store_info(layout.root).spec
+    lock = Lock(layout.writers_lock)
+    try:
+        free = lock.acquire(exclusive=True, wait=False)
+        removed = remove_dead_temp_files(layout, spec, lock_is_free=free, older_than_hours=older_than_hours)
+        if free:
+            for _, _, file in list(uncommitted_files(layout, spec)):
+                file.unlink(missing_ok=True)
+                removed.append(file)
+    finally:
+        lock.close()
+    return removed

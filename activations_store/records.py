@@ -1,0 +1,175 @@
+"""Commit records: the only evidence that a shard exists.
+
+A record says, for each site, the shard file's size and SHA-256, the SHA-256 of the values, the crc32c of every chunk, and how many
+values were NaN or infinite at each step; and which spec, plan, model and sample table the shard belongs to. There is no time or
+host in it: the same run writes the same record.
+
+The chunk checksums let a reader notice a shard that was replaced by another valid shard, which the checksums inside the file
+cannot show.
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import jsonio
+from .errors import InvalidRecord, StoreError, explain
+from .fileio import read_small
+from .layout import FORMAT_VERSION, Layout, StoreInfo
+from .spec import StoreSpec
+
+RECORD_FORMAT = "denoscope-commit"
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One site's part of a shard.
+
+    Attributes:
+        n_bytes: size of the shard file.
+        sha256: of the shard file.
+        array_sha256: of the stored values as little-endian bytes in C order (sample, step, branch, token, channel), so it does
+            not depend on chunks or compression.
+        chunk_crc32c: (n_chunks,) uint32, crc32c of each chunk's stored bytes in file order.
+        nan, inf, overflow: counts by step. `overflow` counts finite inputs that the stored dtype turned into infinity (they are
+            in `inf` too).
+    """
+
+    n_bytes: int
+    sha256: str
+    array_sha256: str
+    chunk_crc32c: np.ndarray
+    nan: tuple[int, ...]
+    inf: tuple[int, ...]
+    overflow: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; counts are lists by step, checksums base64 of little-endian uint32."""
+        return {
+            "n_bytes": self.n_bytes,
+            "sha256": self.sha256,
+            "array_sha256": self.array_sha256,
+            "chunk_crc32c": base64.b64encode(self.chunk_crc32c.astype("<u4").tobytes()).decode(),
+            "nan": self.nan,
+            "inf": self.inf,
+            "overflow": self.overflow,
+        }
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """The record of one shard.
+
+    Attributes:
+        shard: its number.
+        samples: the sample numbers in it.
+        sites: `SiteRecord` by site name.
+        hashes: content hashes of spec, plan, fingerprint and sample table.
+    """
+
+    shard: int
+    samples: range
+    sites: dict[str, SiteRecord]
+    hashes: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the record's file: canonical JSON that contains its own hash."""
+        body = {
+            "format": RECORD_FORMAT,
+            "version": FORMAT_VERSION,
+            "shard": self.shard,
+            "samples": [self.samples.start, self.samples.stop],
+            "sites": {name: site.to_dict() for name, site in self.sites.items()},
+            "hashes": self.hashes,
+        }
+        return jsonio.canonical({**body, "record_sha256": jsonio.content_hash(body)})
+
+    @property
+    def n_nonfinite(self) -> int:
+        """NaN and infinite values in the shard, all sites."""
+        return sum(sum(site.nan) + sum(site.inf) for site in self.sites.values())
+
+    def same_values(self, other: "CommitRecord") -> bool:
+        """True when both records speak of the same numbers at every site."""
+        return {n: s.array_sha256 for n, s in self.sites.items()} == {n: s.array_sha256 for n, s in other.sites.items()}
+
+
+def record_limit(spec: StoreSpec) -> int:
+    """Bytes that no honest record of this spec passes."""
+    n_chunks = sum(spec.grid(site.name).chunks_in(0) for site in spec.sites)
+    return 4096 + 8 * n_chunks + len(spec.sites) * (1024 + 3 * 24 * spec.n_steps)
+
+
+def read_record(layout: Layout, info: StoreInfo, shard: int) -> CommitRecord:
+    """Read and check the record of a shard.
+
+    Raises:
+        FileNotFoundError: the shard is not committed.
+        InvalidRecord: the record is damaged, or of another shard, plan, model or store.
+    """
+    path = layout.record(shard)
+    try:
+        data = read_small(path, record_limit(info.spec))
+        record = _from_value(jsonio.parse(data, str(path)), info.spec, shard)
+    except FileNotFoundError:
+        raise
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+        raise _invalid(path, shard, reason[:300]) from error
+    for what, expected in info.hashes.items():
+        if record.hashes.get(what) != expected:
+            raise _invalid(path, shard, f"it belongs to another {what}")
+    if record.to_bytes() != data:
+        raise _invalid(path, shard, "its bytes differ from its own hash")
+    return record
+
+
+def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
+    """Types, ranges and lengths of a parsed record; ValueError with the reason."""
+    samples = spec.shard_samples(shard)
+    if value["format"] != RECORD_FORMAT or value["version"] != FORMAT_VERSION:
+        raise ValueError(f"not a record of version {FORMAT_VERSION}")
+    if value["shard"] != shard or value["samples"] != [samples.start, samples.stop]:
+        raise ValueError("it is the record of another shard")
+    names = {site.name for site in spec.sites}
+    if set(value["sites"]) != names:
+        raise ValueError("its sites are not the store's sites")
+    sites = {}
+    for name, entry in value["sites"].items():
+        grid = spec.grid(name)
+        crcs = np.frombuffer(base64.b64decode(entry["chunk_crc32c"], validate=True), "<u4")
+        if len(crcs) != grid.chunks_in(shard):
+            raise ValueError(f"{len(crcs)} chunk checksums for {grid.chunks_in(shard)} chunks of site {name}")
+        for key in ("sha256", "array_sha256"):
+            if not isinstance(entry[key], str) or not _HEX64.fullmatch(entry[key]):
+                raise ValueError(f"{key} of site {name} is no SHA-256")
+        counts = [entry["n_bytes"], *entry["nan"], *entry["inf"], *entry["overflow"]]
+        if len(counts) != 1 + 3 * spec.n_steps or any(type(n) is not int or n < 0 for n in counts):
+            raise ValueError(f"the counts of site {name} are not numbers, one a step")
+        if spec.compression is None and entry["n_bytes"] != grid.file_bytes(shard):
+            raise ValueError(f"site {name} is given {entry['n_bytes']} bytes, the spec makes {grid.file_bytes(shard)}")
+        sites[name] = SiteRecord(
+            entry["n_bytes"],
+            entry["sha256"],
+            entry["array_sha256"],
+            crcs,
+            tuple(entry["nan"]),
+            tuple(entry["inf"]),
+            tuple(entry["overflow"]),
+        )
+    return CommitRecord(shard, samples, sites, dict(value["hashes"]))
+
+
+def _invalid(path: object, shard: int, reason: str) -> InvalidRecord:
+    return InvalidRecord(
+        explain(
+            f"The commit record {path} cannot be used",
+            found=reason,
+            next_step=f"collect shard {shard} again (StoreWriter.resume counts it as pending)",
+        )
+    )

@@ -1,0 +1,96 @@
+"""The sample table: one row a generation, kept as Parquet beside the arrays.
+
+Columns: `sample` (int64, 0 .. n-1 in order), `prompt` (string), `seed` (int64), then any number of `label_<factor>` (string) and
+further columns of the collector's own (for example a mask's file name).
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import InvalidMetadata, InvalidSamples, explain
+from .fileio import TempFile, open_plain, sha256_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REQUIRED = {"sample": "int64", "prompt": "string", "seed": "int64"}
+MAX_TABLE_BYTES = 8 * 2**30
+_LABEL = re.compile(r"label_[A-Za-z0-9_]{1,64}")
+
+
+def check_samples(table: "pa.Table", n_samples: int) -> None:
+    """Raise `InvalidSamples` unless the table fits the format and has `n_samples` rows."""
+    import numpy as np
+
+    names = table.column_names
+    if len(set(names)) != len(names):
+        raise InvalidSamples(explain("The sample table repeats a column", found=names))
+    for name, kind in REQUIRED.items():
+        found = str(table.schema.field(name).type) if name in names else "no such column"
+        if found != kind:
+            raise InvalidSamples(explain(f"Column {name!r} of the sample table", found=found, expected=kind))
+        if table.column(name).null_count:
+            raise InvalidSamples(explain(f"Column {name!r} of the sample table has empty values"))
+    for name in (n for n in names if n.startswith("label_")):
+        kind = str(table.schema.field(name).type)
+        if not _LABEL.fullmatch(name) or kind != "string":
+            raise InvalidSamples(
+                explain(
+                    "A label column cannot be used",
+                    found=f"{name[:80]!r} of type {kind}",
+                    expected="label_<factor> of type string, factor of letters, digits and _",
+                )
+            )
+    if table.num_rows != n_samples:
+        raise InvalidSamples(
+            explain("The sample table has another length than the spec", found=table.num_rows, expected=n_samples)
+        )
+    if not np.array_equal(table.column("sample").to_numpy(), np.arange(n_samples)):
+        raise InvalidSamples(explain("Column 'sample' does not number the rows", expected="0, 1, ... in order"))
+
+
+def write_samples(path: Path, table: "pa.Table", *, fsync: bool) -> str:
+    """Write the table atomically; SHA-256 of the file. The bytes depend on the table and pyarrow's version only."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    with TempFile(path, fsync=fsync) as temp:
+        temp.write(memoryview(sink.getvalue()))
+        digest = temp.finish()
+        temp.publish()
+    return digest
+
+
+def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
+    """Read and check the table; raises `InvalidMetadata` when it is not the one the store was created with."""
+    import os
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = sha256_of(path)[1]
+        if found != sha256:
+            raise InvalidMetadata(
+                explain(f"The sample table {path} was changed", found=f"SHA-256 {found}", expected=sha256)
+            )
+        with os.fdopen(open_plain(path), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            meta = parquet.metadata
+            inflated = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+            if meta.num_rows != n_samples or inflated > MAX_TABLE_BYTES:
+                raise InvalidMetadata(
+                    explain(
+                        f"The sample table {path} does not fit the store",
+                        found=f"{meta.num_rows} rows, {inflated} bytes",
+                        expected=f"{n_samples} rows, at most {MAX_TABLE_BYTES} bytes",
+                    )
+                )
+            table = parquet.read()
+        check_samples(table, n_samples)
+    except (pa.ArrowException, InvalidSamples, FileNotFoundError) as error:
+        raise InvalidMetadata(explain(f"The sample table {path} cannot be read", found=str(error)[:200])) from error
+    return table

@@ -1,0 +1,1 @@
+"""Probes and interventions for diffusion models, with worlds that have known factors."""

@@ -1,0 +1,158 @@
+"""What a dictionary is (`SAEConfig`) and how one is trained (`TrainConfig`): frozen, checked, JSON both ways, hashed.
+
+Counts that decide behaviour are in rows (one row = one vector of one sample, step, branch and token), never in batches, so that a
+run means the same at any batch size and on any number of processes.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from ._files import content_hash
+from .errors import ConfigError
+
+DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent silent for ten million tokens is dead
+
+
+class _Config:
+    """JSON round trip and content hash, shared by the two configurations."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values (tuples become lists)."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Rebuilds the object; unknown fields are an error, absent ones take their default."""
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(value) - known)
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+    @property
+    def content_hash(self) -> str:
+        """Hex SHA-256 of the JSON form; names the configuration."""
+        return content_hash(self.to_json())
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class SAEConfig(_Config):
+    """Shape and objective of one sparse autoencoder."""
+
+    d_in: int  # width of a row
+    d_sae: int  # number of features
+    k: int  # features kept for a row
+    site: str = ""  # the site whose rows it reads, e.g. "unet.mid_block:out"
+    architecture: str = "topk"  # which member of the family
+    aux_alpha: float = 1 / 32  # weight of the loss that revives dead features; 0 turns it off
+    k_aux: int | None = None  # dead features used by that loss; None = d_in // 2
+    dead_after: int = DEAD_AFTER_MAX  # a feature silent for this many rows is dead
+    input_scale: bool = True  # train on x*s with E||x*s|| = sqrt(d_in); folded into the weights when saved
+
+    def __post_init__(self) -> None:
+        _require(self.architecture == "topk", f"architecture is {self.architecture!r}; this version trains 'topk'.")
+        for name in ("d_in", "d_sae", "k", "dead_after"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _require(whole, f"{name} is {value!r}; it must be a whole number.")
+        _require(self.d_in > 0, f"d_in is {self.d_in}; a row has at least one value.")
+        _require(self.d_sae > 0, f"d_sae is {self.d_sae}; a dictionary has at least one feature.")
+        _require(0 < self.k <= self.d_sae, f"k is {self.k}; it must be between 1 and d_sae = {self.d_sae}.")
+        _require(self.aux_alpha >= 0, f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.")
+        _require(self.k_aux is None or self.k_aux > 0, f"k_aux is {self.k_aux}; use aux_alpha=0 to turn AuxK off.")
+        _require(self.dead_after > 0, f"dead_after is {self.dead_after} rows; it must be positive.")
+
+    @property
+    def n_aux(self) -> int:
+        """Dead features that the auxiliary loss uses for a row, at most."""
+        return self.k_aux if self.k_aux is not None else max(1, self.d_in // 2)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """One training run: which rows, which dictionary, which optimiser. Give `d_sae` or `expansion`, and `rows` or `epochs`."""
+
+    site: str  # site to train on
+    d_sae: int | None = None  # number of features
+    expansion: int | None = None  # or: number of features as a multiple of the site's width
+    k: int = 32  # features kept for a row
+    rows: int | None = None  # rows to train on
+    epochs: float | None = None  # or: passes over the chosen rows
+    batch_size: int = 4096  # rows a step
+    lr: float | None = None  # peak learning rate; None = 2e-4 / sqrt(d_sae / 16384)
+    warmup: float = 0.05  # first part of the run, with the rate rising from 0
+    decay: float = 0.2  # last part of the run, with the rate falling to 0
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam
+    eps: float = 6.25e-10  # Adam; small because gradients of a normalised loss are small (Gao et al. 2024)
+    clip_norm: float | None = 1.0  # global gradient norm; None = no clipping
+    aux_alpha: float = 1 / 32  # see SAEConfig
+    k_aux: int | None = None  # see SAEConfig
+    dead_after: int | None = None  # see SAEConfig; None = 10 M rows or a tenth of the run, whichever is less
+    input_scale: bool = True  # see SAEConfig
+    steps: tuple[int, ...] | None = None  # denoising steps to use; None = all
+    branches: tuple[str, ...] | None = None  # guidance branches to use; None = all
+    holdout: float = 0.05  # share of the samples kept out of training, for the metrics
+    seed: int = 0  # decides initial weights, held-out samples and the order of rows
+    init_rows: int = 32_768  # rows, spread over the store, that set the pre-bias and the input scale
+    pool_rows: int = 65_536  # rows in the loader's shuffling pool
+    checkpoint_rows: int = 2_000_000  # rows between checkpoints
+    log_every: int = 50  # steps between progress reports
+    eval_rows: int = 1_000_000  # rows for the metrics at the end, at most
+
+    def __post_init__(self) -> None:
+        _require(bool(self.site), "site is empty; name a site of the store.")
+        _require(
+            (self.d_sae is None) != (self.expansion is None),
+            f"give d_sae or expansion, not both or neither (found d_sae={self.d_sae}, expansion={self.expansion}).",
+        )
+        _require(
+            (self.rows is None) != (self.epochs is None),
+            f"give rows or epochs, not both or neither (found rows={self.rows}, epochs={self.epochs}).",
+        )
+        for name in ("d_sae", "expansion", "rows", "epochs", "k", "batch_size", "init_rows", "pool_rows", "checkpoint_rows",
+                     "log_every", "eval_rows", "lr", "clip_norm", "k_aux", "dead_after", "eps"):  # fmt: skip
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} is {value}; it must be positive.")
+        _require(self.aux_alpha >= 0, f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.")
+        _require(0 <= self.holdout < 1, f"holdout is {self.holdout}; it is a share of the samples, in [0, 1).")
+        _require(self.warmup >= 0 and self.decay >= 0, f"warmup {self.warmup} and decay {self.decay} cannot be negative.")
+        _require(self.warmup + self.decay <= 1, f"warmup {self.warmup} + decay {self.decay} is more than the whole run.")
+        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; need two in [0, 1).")
+        _require(self.steps is None or len(self.steps) > 0, "steps is empty; use None for all steps.")
+        _require(self.branches is None or len(self.branches) > 0, "branches is empty; use None for all branches.")
+
+    def n_batches(self, rows_per_epoch: int) -> int:
+        """Steps of the run, given how many rows one pass over the chosen data has."""
+        rows = self.rows if self.rows is not None else (self.epochs or 0.0) * rows_per_epoch
+        return max(1, round(rows / self.batch_size))
+
+    def sae_config(self, d_in: int, rows_per_epoch: int) -> SAEConfig:
+        """The dictionary of this run for rows of width `d_in`."""
+        rows = self.n_batches(rows_per_epoch) * self.batch_size
+        return SAEConfig(
+            d_in=d_in,
+            d_sae=self.d_sae if self.d_sae is not None else d_in * (self.expansion or 0),
+            k=self.k,
+            site=self.site,
+            aux_alpha=self.aux_alpha,
+            k_aux=self.k_aux,
+            # A short run would end before ten million rows have passed, and AuxK would never act.
+            dead_after=self.dead_after or max(self.batch_size, min(DEAD_AFTER_MAX, rows // 10)),
+            input_scale=self.input_scale,
+        )
+
+    def peak_lr(self, d_sae: int) -> float:
+        """Peak learning rate: the one given, or 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024)."""
+        return self.lr if self.lr is not None else 2e-4 / (d_sae / 2**14) ** 0.5
+
+    def lr_factor(self, batch: int, n_batches: int) -> float:
+        """Share of the peak rate at step `batch` of `n_batches`: linear rise, plateau, linear fall to (almost) 0."""
+        done = (batch + 1) / n_batches
+        rise = min(1.0, done / self.warmup) if self.warmup > 0 else 1.0
+        fall = min(1.0, (n_batches - batch) / (n_batches * self.decay)) if self.decay > 0 else 1.0
+        return min(rise, fall)
