@@ -1,8 +1,9 @@
 """Writing shards in a background thread, with bounded memory.
 
-Generation and writing overlap; when the disk is the slower one, `submit` waits, so at most `max_pending` + 1 shards are held (one
-being written). The first error of the thread is raised by the next `submit`, `flush` or on leaving the context; shards submitted
-after the failed one are dropped, uncommitted, and `StoreWriter.pending` still lists them.
+Generation and writing overlap; when the disk is the slower one, `submit` waits, so at most `max_pending` + 1
+shards are held (one being written). The first error of the thread is raised by the next `submit`, `flush` or
+on leaving the context; shards submitted after the failed one are dropped, uncommitted, and
+`StoreWriter.pending` still lists them.
 """
 
 import queue
@@ -24,8 +25,9 @@ class AsyncShardWriter:
         writer: writes the shards; not closed here.
         max_pending: shards that may wait in the queue.
 
-    On leaving normally, everything submitted is committed or an error is raised. On leaving by an exception, what was
-    submitted is still written (it is complete), and that exception goes on; an error of the thread is added to it as a note.
+    On leaving normally, everything submitted is committed or an error is raised. On leaving by an exception,
+    what was submitted is still written (it is complete), and that exception goes on; an error of the thread
+    is added to it as a note.
     """
 
     def __init__(self, writer: StoreWriter, max_pending: int = 2) -> None:
@@ -46,7 +48,9 @@ class AsyncShardWriter:
     def submit(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Queue a shard; waits while the queue is full. The arrays must not be changed afterwards."""
         if self._thread is None:
-            raise WriterClosed(explain("The background writer is not running", next_step="use it in a with block"))
+            raise WriterClosed(
+                explain("The background writer is not running", next_step="use it in a with block")
+            )
         self._raise_error()
         self._queue.put((shard, arrays))
 

@@ -1,9 +1,10 @@
 """The arithmetic of chunks and shards (normative text: docs/store-format.md, "Chunks and shards").
 
-An array has dimensions (sample, step, branch, token, channel). A *map* is one (sample, step, branch): tokens x channels.
-The inner chunk is one map when that has 256 KiB to 1 MiB. Smaller maps are joined over samples (never over steps or
-branches, so a filter on step or branch reads nothing in vain, and a block of the shuffled stream holds several images);
-larger maps are split over tokens. A shard is a block of samples with all their steps, branches and tokens: one file.
+An array has dimensions (sample, step, branch, token, channel). A *map* is one (sample, step, branch): tokens
+x channels. The inner chunk is one map when that has 256 KiB to 1 MiB. Smaller maps are joined over samples
+(never over steps or branches, so a filter on step or branch reads nothing in vain, and a block of the
+shuffled stream holds several images); larger maps are split over tokens. A shard is a block of samples with
+all their steps, branches and tokens: one file.
 
 Symbols: `g` samples a chunk, `k` tokens a chunk, `S` samples a shard.
 """
@@ -36,9 +37,10 @@ def choose_chunk(samples_per_shard: int, tokens: int, row_bytes: int) -> tuple[i
         row_bytes: bytes of one row (channels x itemsize).
 
     Returns:
-        (g, 1 < g) for a joined chunk, (1, k) for a split or single map. The joined chunk is the smallest that reaches
-        256 KiB without passing 1 MiB, else the largest that does not pass it: a small chunk wastes least when one
-        sample is read. A split prefers a k that divides `tokens` into pieces of 256 KiB or more, since then no chunk is padded.
+        (g, 1 < g) for a joined chunk, (1, k) for a split or single map. The joined chunk is the smallest
+        that reaches 256 KiB without passing 1 MiB, else the largest that does not pass it: a small chunk
+        wastes least when one sample is read. A split prefers a k that divides `tokens` into pieces of 256
+        KiB or more, since then no chunk is padded.
     """
     map_bytes = tokens * row_bytes
     if map_bytes < MIN_CHUNK_BYTES:
@@ -84,7 +86,10 @@ class ChunkGrid:
 
     @cached_property
     def shard_shape(self) -> Shape:
-        """Shape of a whole shard; its token dimension may pass the array's when a map does not split evenly."""
+        """Shape of a whole shard.
+
+        Its token dimension may pass the array's when a map does not split evenly.
+        """
         c, n = self.chunk_shape, self.chunks_per_shard
         return (c[0] * n[0], c[1] * n[1], c[2] * n[2], c[3] * n[3], c[4] * n[4])
 
@@ -108,7 +113,10 @@ class ChunkGrid:
         return min(self.samples_per_shard, self.n_samples - shard * self.samples_per_shard)
 
     def chunks_in(self, shard: int) -> int:
-        """Inner chunks present in the file of `shard`: chunks that lie wholly beyond the last sample are absent."""
+        """Inner chunks present in the file of `shard`.
+
+        Chunks that lie wholly beyond the last sample are absent.
+        """
         _, steps, branches, splits, _ = self.chunks_per_shard
         return ceil(self.samples_in(shard) / self.chunk_shape[0]) * steps * branches * splits
 
@@ -128,7 +136,7 @@ class ChunkGrid:
         return ((sample_block * steps + step) * branches + branch) * splits + token_block
 
     def iter_chunks(self, shard: int) -> Iterator[tuple[int, int, int, int]]:
-        """(sample block, step, branch, token block) of the chunks present in a shard, in file order (C order)."""
+        """(sample block, step, branch, token block) of the chunks present in a shard, in file (C) order."""
         _, steps, branches, splits, _ = self.chunks_per_shard
         for sample_block in range(ceil(self.samples_in(shard) / self.chunk_shape[0])):
             for step in range(steps):

@@ -1,8 +1,8 @@
 """Stored dtypes: what a site's numbers look like in memory and on disk.
 
-numpy and zarr have no bfloat16, so it is stored as the upper 16 bits of float32 in a uint16 array, with the attribute
-`dtype: "bfloat16"` saying what the bits mean. Every dtype fills unwritten places with NaN: a reader that does not know commit
-records sees NaN, never a plausible zero.
+numpy and zarr have no bfloat16, so it is stored as the upper 16 bits of float32 in a uint16 array, with the
+attribute `dtype: "bfloat16"` saying what the bits mean. Every dtype fills unwritten places with NaN: a
+reader that does not know commit records sees NaN, never a plausible zero.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,10 @@ class StoredDType:
         return self.stored.type(_BFLOAT16_NAN if self.name == "bfloat16" else np.nan)
 
     def count_nonfinite(self, stored: np.ndarray) -> tuple[int, int]:
-        """Number of (NaN, infinite) values in an array of the stored dtype; reads bits, so float16 is as fast as float32."""
+        """Number of (NaN, infinite) values in an array of the stored dtype.
+
+        Reads bits, so float16 is as fast as float32.
+        """
         bits = stored.view(np.uint16 if self.itemsize == 2 else np.uint32)
         full = (bits & bits.dtype.type(self.exponent)) == self.exponent
         n_full = int(np.count_nonzero(full))
@@ -66,13 +69,17 @@ def _to_float16(x: np.ndarray) -> np.ndarray:
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """float32 -> bfloat16 bits, round to nearest even, NaN kept NaN; uint16 input is taken as bits already."""
+    """float32 -> bfloat16 bits, round to nearest even, NaN kept NaN.
+
+    Uint16 input is taken as bits already.
+    """
     if x.dtype == np.uint16:
         return x
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     out = rounded.astype("<u2")
-    # Rounding a NaN's mantissa can carry into the sign or clear it: keep the upper bits and set the quiet bit.
+    # Rounding a NaN's mantissa can carry into the sign or clear it: keep the upper bits and set the quiet
+    # bit.
     nan = np.isnan(x)
     if nan.any():
         out[nan] = ((bits[nan] >> np.uint32(16)) | np.uint32(0x40)).astype("<u2")

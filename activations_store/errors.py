@@ -1,7 +1,7 @@
 """Every error the store raises. Each is a `StoreError` and also the builtin a caller would expect.
 
-A message says what failed, where, what was found, what was expected and what to do next; `explain` puts the parts together so
-that all of them read the same way.
+A message says what failed, where, what was found, what was expected and what to do next; `explain` puts the
+parts together so that all of them read the same way.
 """
 
 
@@ -84,7 +84,10 @@ class ShardMismatch(StoreError, ValueError):
 
 
 class ShardConflict(StoreError, RuntimeError):
-    """A shard is committed already with other content: the run is not reproducible, or two runs share a path."""
+    """A shard is committed already with other content.
+
+    The run is not reproducible, or two runs share a path.
+    """
 
 
 class NonFiniteActivations(StoreError, ArithmeticError):

@@ -1,9 +1,11 @@
 """Touching the disk: every open, write, sync, rename and lock of the package is here.
 
-Two rules. Reading: only plain files are opened, never through a symbolic link, and a FIFO cannot make an open wait. Writing: into a
-temporary name in the same folder, then one rename, so a file under its final name is always whole.
+Two rules. Reading: only plain files are opened, never through a symbolic link, and a FIFO cannot make an
+open wait. Writing: into a temporary name in the same folder, then one rename, so a file under its final name
+is always whole.
 
-A temporary name is `.<final name>.<host>-<pid>-<count>.tmp`; the first part says which machine may judge it dead (leftovers.py).
+A temporary name is `.<final name>.<host>-<pid>-<count>.tmp`; the first part says which machine may judge it
+dead (leftovers.py).
 """
 
 import errno
@@ -15,6 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -28,7 +31,8 @@ except ImportError:  # Windows: no advisory locks, so two writers are kept apart
 HOST_TAG = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _counter = itertools.count()
 
-# O_NONBLOCK: opening a FIFO returns at once. O_NOFOLLOW: a symbolic link in the last place is refused by the kernel.
+# O_NONBLOCK: opening a FIFO returns at once. O_NOFOLLOW: a symbolic link in the last place is refused by the
+# kernel.
 _READ_FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -58,12 +62,17 @@ def open_plain(path: Path) -> int:
 
 
 def read_small(path: Path, limit: int) -> bytes:
-    """Contents of a plain file of at most `limit` bytes; a larger one raises `InvalidMetadata` before it is read."""
+    """Contents of a plain file of at most `limit` bytes.
+
+    A larger one raises `InvalidMetadata` before it is read.
+    """
     fd = open_plain(path)
     try:
         size = os.fstat(fd).st_size
         if size > limit:
-            raise InvalidMetadata(explain(f"{path} is too large", found=f"{size} bytes", expected=f"at most {limit}"))
+            raise InvalidMetadata(
+                explain(f"{path} is too large", found=f"{size} bytes", expected=f"at most {limit}")
+            )
         with os.fdopen(fd, "rb", closefd=False) as file:
             return file.read(limit)
     finally:
@@ -91,7 +100,7 @@ def _unsafe(path: Path, found: str) -> UnsafePath:
 def read_into(fd: int, out: np.ndarray, offset: int, path: Path) -> None:
     """Fill `out` (C-contiguous uint8) from `offset` of the file; a short file raises `CorruptShard`."""
     done = 0
-    view = memoryview(out)
+    view = out.data
     while done < len(view):
         if hasattr(os, "preadv"):
             n = os.preadv(fd, [view[done:]], offset + done)
@@ -151,20 +160,21 @@ class TempFile:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Closing flushes what is buffered: on a full disk that fails again, and the first error is the one to show.
+        # Closing flushes what is buffered: on a full disk that fails again, and the first error is the one
+        # to show.
         with suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
 
 
-def open_for_writing(path: Path):  # noqa: ANN201 - a buffered binary writer
+def open_for_writing(path: Path) -> BinaryIO:
     """A new file for writing; an existing one is an error."""
-    return open(path, "xb", buffering=1 << 20)
+    return path.open("xb", buffering=1 << 20)
 
 
 def rename(source: Path, target: Path) -> None:
     """Atomic rename within a folder."""
-    os.replace(source, target)
+    source.replace(target)
 
 
 def sync_folder(folder: Path) -> None:
@@ -212,7 +222,8 @@ def _disk_full_explained(path: Path, n_bytes: int) -> Iterator[None]:
 class Lock:
     """An advisory lock on a file of the store, released by `close` or when its process ends.
 
-    Locks only keep careful programs apart (two writers, a writer and gc). No reader needs one, and correctness of committed
+    Locks only keep careful programs apart (two writers, a writer and gc). No reader needs one, and
+    correctness of committed
     data never rests on one: that is the commit records' job.
     """
 

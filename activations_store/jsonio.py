@@ -1,7 +1,8 @@
 """JSON with one spelling: canonical bytes, content hashes, and a parser that trusts nothing.
 
-Canonical means UTF-8, sorted keys, no spaces, no NaN or infinity. Equal values have equal bytes, so a hash of the bytes names
-the value, and a file that is not byte-equal to its own canonical form has been damaged or edited.
+Canonical means UTF-8, sorted keys, no spaces, no NaN or infinity. Equal values have equal bytes, so a hash
+of the bytes names the value, and a file that is not byte-equal to its own canonical form has been damaged or
+edited.
 """
 
 import hashlib
@@ -27,7 +28,10 @@ def canonical(value: Any) -> bytes:
 
 
 def parse(data: str | bytes, where: str) -> Any:
-    """Parse JSON; NaN, infinity, repeated keys, deep nesting and bad UTF-8 raise `InvalidMetadata` naming `where`."""
+    """Parse JSON.
+
+    NaN, infinity, repeated keys, deep nesting and bad UTF-8 raise `InvalidMetadata` naming `where`.
+    """
     try:
         return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -37,7 +41,7 @@ def parse(data: str | bytes, where: str) -> Any:
 
 
 def normalise(value: Any) -> Any:
-    """`value` as JSON gives it back (tuples become lists), so that it compares equal with what was read from a file."""
+    """`value` as JSON gives it back (tuples become lists), to compare with what was read from a file."""
     return json.loads(canonical(value))
 
 

@@ -8,8 +8,8 @@
     <store>/commits/<i>.json              commit record of shard i: the shard exists when this file does
     <store>/writers.lock, commit.lock     advisory locks; empty files
 
-Every `zarr.json` is a function of the spec. A store whose `zarr.json` differs by a byte from what its spec says is refused, so
-nothing hostile in one ever reaches zarr.
+Every `zarr.json` is a function of the spec. A store whose `zarr.json` differs by a byte from what its spec
+says is refused, so nothing hostile in one ever reaches zarr.
 """
 
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import jsonio
-from .errors import InvalidMetadata, InvalidSpec, NewerFormat, NotAStore, UnsafePath, explain
+from .errors import InvalidMetadata, InvalidSpec, NewerFormat, NotAStore, explain
 from .fileio import check_folder, read_small
 from .spec import SiteSpec, StoreSpec
 
@@ -209,7 +209,9 @@ def read_store_info(root: Path) -> StoreInfo:
         ) from None
     value = jsonio.parse(data, str(path))
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise InvalidMetadata(explain(f"{path} does not describe an activation store", expected=f"format {FORMAT!r}"))
+        raise InvalidMetadata(
+            explain(f"{path} does not describe an activation store", expected=f"format {FORMAT!r}")
+        )
     version = value.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InvalidMetadata(explain(f"{path} has no usable format version", found=repr(version)[:60]))
@@ -256,7 +258,11 @@ def check_arrays(layout: Layout, spec: StoreSpec) -> None:
             path = folder / "zarr.json"
             if read_small(path, len(data) + 1) != data:
                 raise InvalidMetadata(
-                    explain(f"{path} does not say what store.json says", next_step="restore the file from a copy")
+                    explain(
+                        f"{path} does not say what store.json says", next_step="restore the file from a copy"
+                    )
                 )
     except FileNotFoundError as error:
-        raise InvalidMetadata(explain(f"The store {layout.root} is damaged", found=f"no {error.filename}")) from error
+        raise InvalidMetadata(
+            explain(f"The store {layout.root} is damaged", found=f"no {error.filename}")
+        ) from error

@@ -1,9 +1,9 @@
 """Leftovers of killed writers, and their removal.
 
-A killed process can leave temporary files (never a half-written file under a final name) and shard files whose commit record was
-not reached. Neither is ever read. A temporary file is dead when no writer holds the store's lock and it was made on this machine,
-or when it is older than any write can take; what another machine made recently is left alone, because locks do not cross every
-network file system.
+A killed process can leave temporary files (never a half-written file under a final name) and shard files
+whose commit record was not reached. Neither is ever read. A temporary file is dead when no writer holds the
+store's lock and it was made on this machine, or when it is older than any write can take; what another
+machine made recently is left alone, because locks do not cross every network file system.
 """
 
 import os
@@ -39,7 +39,9 @@ def uncommitted_files(layout: Layout, spec: StoreSpec) -> Iterator[tuple[str, in
         yield from ((site.name, n, layout.shard(site, n)) for n in shards if n not in committed)
 
 
-def remove_dead_temp_files(layout: Layout, spec: StoreSpec, *, lock_is_free: bool, older_than_hours: float) -> list[Path]:
+def remove_dead_temp_files(
+    layout: Layout, spec: StoreSpec, *, lock_is_free: bool, older_than_hours: float
+) -> list[Path]:
     """Remove temporary files that no writer can still be using; the paths removed."""
     removed = []
     for path in temp_files(layout, spec):
@@ -61,11 +63,12 @@ def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
 
     Args:
         path: the store.
-        older_than_hours: age at which a temporary file of another machine, or of a store in use, counts as dead.
+        older_than_hours: age at which a temporary file of another machine, or of a store in use, counts as
+            dead.
 
     Returns:
-        The paths removed. Committed shards, records and metadata are never among them; uncommitted shard files only when no
-        writer is at work on the store.
+        The paths removed. Committed shards, records and metadata are never among them; uncommitted shard
+        files only when no writer is at work on the store.
     """
     layout = Layout(Path(path))
     spec = read_store_info(layout.root).spec

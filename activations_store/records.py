@@ -1,11 +1,11 @@
 """Commit records: the only evidence that a shard exists.
 
-A record says, for each site, the shard file's size and SHA-256, the SHA-256 of the values, the crc32c of every chunk, and how many
-values were NaN or infinite at each step; and which spec, plan, model and sample table the shard belongs to. There is no time or
-host in it: the same run writes the same record.
+A record says, for each site, the shard file's size and SHA-256, the SHA-256 of the values, the crc32c of
+every chunk, and how many values were NaN or infinite at each step; and which spec, plan, model and sample
+table the shard belongs to. There is no time or host in it: the same run writes the same record.
 
-The chunk checksums let a reader notice a shard that was replaced by another valid shard, which the checksums inside the file
-cannot show.
+The chunk checksums let a reader notice a shard that was replaced by another valid shard, which the checksums
+inside the file cannot show.
 """
 
 import base64
@@ -33,11 +33,11 @@ class SiteRecord:
     Attributes:
         n_bytes: size of the shard file.
         sha256: of the shard file.
-        array_sha256: of the stored values as little-endian bytes in C order (sample, step, branch, token, channel), so it does
-            not depend on chunks or compression.
+        array_sha256: of the stored values as little-endian bytes in C order (sample, step, branch, token,
+            channel), so it does not depend on chunks or compression.
         chunk_crc32c: (n_chunks,) uint32, crc32c of each chunk's stored bytes in file order.
-        nan, inf, overflow: counts by step. `overflow` counts finite inputs that the stored dtype turned into infinity (they are
-            in `inf` too).
+        nan, inf, overflow: counts by step. `overflow` counts finite inputs that the stored dtype turned into
+            infinity (they are in `inf` too).
     """
 
     n_bytes: int
@@ -96,7 +96,9 @@ class CommitRecord:
 
     def same_values(self, other: "CommitRecord") -> bool:
         """True when both records speak of the same numbers at every site."""
-        return {n: s.array_sha256 for n, s in self.sites.items()} == {n: s.array_sha256 for n, s in other.sites.items()}
+        return {n: s.array_sha256 for n, s in self.sites.items()} == {
+            n: s.array_sha256 for n, s in other.sites.items()
+        }
 
 
 def record_limit(spec: StoreSpec) -> int:
@@ -152,7 +154,9 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
         if len(counts) != 1 + 3 * spec.n_steps or any(type(n) is not int or n < 0 for n in counts):
             raise ValueError(f"the counts of site {name} are not numbers, one a step")
         if spec.compression is None and entry["n_bytes"] != grid.file_bytes(shard):
-            raise ValueError(f"site {name} is given {entry['n_bytes']} bytes, the spec makes {grid.file_bytes(shard)}")
+            raise ValueError(
+                f"site {name} is given {entry['n_bytes']} bytes, the spec makes {grid.file_bytes(shard)}"
+            )
         sites[name] = SiteRecord(
             entry["n_bytes"],
             entry["sha256"],

@@ -1,7 +1,7 @@
 """The sample table: one row a generation, kept as Parquet beside the arrays.
 
-Columns: `sample` (int64, 0 .. n-1 in order), `prompt` (string), `seed` (int64), then any number of `label_<factor>` (string) and
-further columns of the collector's own (for example a mask's file name).
+Columns: `sample` (int64, 0 .. n-1 in order), `prompt` (string), `seed` (int64), then any number of
+`label_<factor>` (string) and further columns of the collector's own (for example a mask's file name).
 """
 
 import re
@@ -44,19 +44,44 @@ def check_samples(table: "pa.Table", n_samples: int) -> None:
             )
     if table.num_rows != n_samples:
         raise InvalidSamples(
-            explain("The sample table has another length than the spec", found=table.num_rows, expected=n_samples)
+            explain(
+                "The sample table has another length than the spec", found=table.num_rows, expected=n_samples
+            )
         )
     if not np.array_equal(table.column("sample").to_numpy(), np.arange(n_samples)):
-        raise InvalidSamples(explain("Column 'sample' does not number the rows", expected="0, 1, ... in order"))
+        raise InvalidSamples(
+            explain("Column 'sample' does not number the rows", expected="0, 1, ... in order")
+        )
+
+
+def canonical_samples(table: "pa.Table", n_samples: int) -> "pa.Table":
+    """The table as it is stored: checked, every text column of type string, no pandas metadata."""
+    import pyarrow as pa
+
+    if not isinstance(table, pa.Table):
+        raise InvalidSamples(
+            explain("The sample table", found=type(table).__name__, expected="pyarrow.Table")
+        )
+    text = (pa.large_string(), pa.string_view())
+    fields = [pa.field(f.name, pa.string() if f.type in text else f.type) for f in table.schema]
+    try:
+        table = table.cast(pa.schema(fields))
+    except (pa.ArrowException, ValueError) as error:
+        raise InvalidSamples(explain("The sample table cannot be stored", found=str(error)[:200])) from error
+    check_samples(table, n_samples)
+    return table
 
 
 def write_samples(path: Path, table: "pa.Table", *, fsync: bool) -> str:
-    """Write the table atomically; SHA-256 of the file. The bytes depend on the table and pyarrow's version only."""
+    """Write the table atomically; SHA-256 of the file.
+
+    The bytes depend on the table and pyarrow's version only.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     with TempFile(path, fsync=fsync) as temp:
         temp.write(memoryview(sink.getvalue()))
         digest = temp.finish()
@@ -65,7 +90,10 @@ def write_samples(path: Path, table: "pa.Table", *, fsync: bool) -> str:
 
 
 def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
-    """Read and check the table; raises `InvalidMetadata` when it is not the one the store was created with."""
+    """Read and check the table.
+
+    Raises `InvalidMetadata` when it is not the one the store was created with.
+    """
     import os
 
     import pyarrow as pa
@@ -92,5 +120,7 @@ def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
             table = parquet.read()
         check_samples(table, n_samples)
     except (pa.ArrowException, InvalidSamples, FileNotFoundError) as error:
-        raise InvalidMetadata(explain(f"The sample table {path} cannot be read", found=str(error)[:200])) from error
+        raise InvalidMetadata(
+            explain(f"The sample table {path} cannot be read", found=str(error)[:200])
+        ) from error
     return table

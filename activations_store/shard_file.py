@@ -1,8 +1,9 @@
 """Writing one shard file: chunks with their checksums, then the index (zarr v3 `sharding_indexed`).
 
-The bytes are made here and not by zarr for three reasons: every chunk is written (also one of zeros) and none beyond the last
-sample; file hash, array hash and chunk checksums come from one pass; and the same values give the same bytes under any zarr version.
-Tests open the result with zarr and read shards that zarr wrote.
+The bytes are made here and not by zarr for three reasons: every chunk is written (also one of zeros) and
+none beyond the last sample; file hash, array hash and chunk checksums come from one pass; and the same
+values give the same bytes under any zarr version. Tests open the result with zarr and read shards that zarr
+wrote.
 """
 
 import numpy as np
@@ -58,6 +59,6 @@ def write_shard_file(
 
 
 def _zstd_compress(data: np.ndarray) -> bytes:
-    from numcodecs import zstd  # only compressed stores pay for this import
+    import numcodecs.zstd as zstd  # only compressed stores pay for this import
 
     return bytes(zstd.compress(data, ZSTD_LEVEL))

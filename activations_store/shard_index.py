@@ -1,8 +1,9 @@
 """Reading shard files by their own index with positioned reads, checking crc32c on the way.
 
-A shard file ends with an index: for each inner chunk (C order over sample block, step, branch, token block) its offset and length as
-little-endian uint64, both 2^64 - 1 for an absent chunk, then the crc32c of the index. Reading a chunk is one positioned read and
-one checksum, straight into the caller's memory: raw-file speed from a file that any zarr reader opens.
+A shard file ends with an index: for each inner chunk (C order over sample block, step, branch, token block)
+its offset and length as little-endian uint64, both 2^64 - 1 for an absent chunk, then the crc32c of the
+index. Reading a chunk is one positioned read and one checksum, straight into the caller's memory: raw-file
+speed from a file that any zarr reader opens.
 """
 
 import os
@@ -46,7 +47,11 @@ def parse_index(data: np.ndarray, n_chunks: int, file_bytes: int, path: Path) ->
     offsets, lengths = entries[present, 0], entries[present, 1]
     end = np.uint64(file_bytes - len(data))
     # offset + length could wrap around 2^64, so compare without adding
-    if (offsets > end).any() or (lengths > end - np.minimum(offsets, end)).any() or (lengths <= CRC_BYTES).any():
+    if (
+        (offsets > end).any()
+        or (lengths > end - np.minimum(offsets, end)).any()
+        or (lengths <= CRC_BYTES).any()
+    ):
         raise corrupt(path, "the shard index points outside the file")
     return entries
 
@@ -85,7 +90,9 @@ class ShardReader:
             os.close(self._fd)
             raise
         # Chunks beyond the last sample are absent, and they are the last ones in C order.
-        if (self._index[: len(self._crcs)] == ABSENT).any() or (self._index[len(self._crcs) :] != ABSENT).any():
+        if (self._index[: len(self._crcs)] == ABSENT).any() or (
+            self._index[len(self._crcs) :] != ABSENT
+        ).any():
             self.close()
             raise corrupt(path, "the shard index lacks a chunk, or has one beyond the last sample")
 
@@ -114,7 +121,10 @@ class ShardReader:
         _zstd_into(packed, out, self.path, i)
 
     def check_stored_crc(self, i: int) -> bool:
-        """True when the checksum in the file agrees with the commit record's. Zarr checks the former, this package the latter."""
+        """True when the checksum in the file agrees with the commit record's.
+
+        Zarr checks the former, this package the latter.
+        """
         stored = np.empty(CRC_BYTES, np.uint8)
         read_into(self._fd, stored, int(self._index[i, 0] + self._index[i, 1]) - CRC_BYTES, self.path)
         return int(stored.view("<u4")[0]) == int(self._crcs[i])
@@ -181,8 +191,11 @@ def corrupt(path: Path, found: str) -> CorruptShard:
 
 
 def _zstd_into(packed: np.ndarray, out: np.ndarray, path: Path, i: int) -> None:
-    """Decompress into exactly `out`. The declared size is compared first, so a bomb is refused before it inflates."""
-    from numcodecs import zstd  # only compressed stores pay for this import
+    """Decompress into exactly `out`.
+
+    The declared size is compared first, so a bomb is refused before it inflates.
+    """
+    import numcodecs.zstd as zstd  # only compressed stores pay for this import
 
     if _zstd_content_size(packed) != len(out):
         raise corrupt(path, f"compressed chunk {i} declares another size than {len(out)} bytes")

@@ -1,7 +1,7 @@
 """What a store holds, fixed before the first byte is written: sites, samples, steps, branches, shards.
 
-A `StoreSpec` knows the size on disk of everything in advance, goes to JSON and back, and its content hash names it. It never
-changes after creation: another shape is another store.
+A `StoreSpec` knows the size on disk of everything in advance, goes to JSON and back, and its content hash
+names it. It never changes after creation: another shape is another store.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
+import numpy as np
+
 from . import jsonio
 from .chunking import ChunkGrid
 from .dtypes import DTYPES, StoredDType
@@ -22,7 +24,10 @@ MAX_SHARD_BYTES = 256 * 1024 * 1024
 """Default bound on one shard of all sites together: what a writer holds in memory for one pending shard."""
 
 LOG_SNR_LIMIT = 30.0
-"""log_snr is stored inside [-30, 30]; schedules that reach pure noise have -inf, which JSON and plots cannot carry."""
+"""log_snr is stored inside [-30, 30].
+
+Schedules that reach pure noise have -inf, which JSON and plots cannot carry.
+"""
 
 # Limits that a store.json must respect before anything is allocated or opened for it.
 MAX_SITES = 1024
@@ -44,7 +49,9 @@ _BRANCH_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 def _check_count(what: str, value: object, limit: int) -> None:
     # bool is an int in Python, and True channels is a mistake
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidSpec(explain(f"{what} is out of range", found=repr(value), expected=f"an int from 1 to {limit}"))
+        raise InvalidSpec(
+            explain(f"{what} is out of range", found=repr(value), expected=f"an int from 1 to {limit}")
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class SiteSpec:
                 explain(
                     "A site's name cannot be used",
                     found=repr(self.name)[:120],
-                    expected="1 to 200 of A-Z a-z 0-9 _ . : + @ -, starting with a letter, digit or _, without '..'",
+                    expected="1 to 200 of A-Z a-z 0-9 _ . : + @ - with no '..' and no sign in front",
                 )
             )
         _check_count(f"tokens of site {self.name}", self.tokens, MAX_TOKENS)
@@ -142,7 +149,9 @@ class StoreSpec:
         object.__setattr__(self, "sites", tuple(self.sites))
         object.__setattr__(self, "branches", tuple(self.branches))
         if not all(isinstance(site, SiteSpec) for site in self.sites):
-            raise InvalidSpec(explain("sites holds something that is not a SiteSpec", expected="SiteSpec objects"))
+            raise InvalidSpec(
+                explain("sites holds something that is not a SiteSpec", expected="SiteSpec objects")
+            )
         object.__setattr__(self, "timesteps", tuple(_number(t, "timesteps") for t in self.timesteps))
         clipped = (_number(s, "log_snr", infinite=True) for s in self.log_snr)
         object.__setattr__(
@@ -168,7 +177,11 @@ class StoreSpec:
         for branch in self.branches:
             if not isinstance(branch, str) or not _BRANCH_NAME.fullmatch(branch):
                 raise InvalidSpec(
-                    explain("A branch's name cannot be used", found=repr(branch)[:60], expected="e.g. 'cond', 'uncond'")
+                    explain(
+                        "A branch's name cannot be used",
+                        found=repr(branch)[:60],
+                        expected="e.g. 'cond', 'uncond'",
+                    )
                 )
         if self.compression not in COMPRESSIONS:
             raise InvalidSpec(
@@ -202,17 +215,23 @@ class StoreSpec:
         max_shard_bytes: int = MAX_SHARD_BYTES,
         max_samples_per_shard: int = 64,
     ) -> Self:
-        """A spec whose shards (all sites together) stay within `max_shard_bytes`: the largest power of two that fits.
+        """A spec whose shards (all sites together) stay within `max_shard_bytes`: the largest power of two
+        that fits.
 
-        One sample is the least, also when it alone is larger. A shard is also what a killed run loses at most, hence the
-        bound on samples.
+        One sample is the least, also when it alone is larger. A shard is also what a killed run loses at
+        most, hence the bound on samples.
         """
         one = cls(sites, n_samples, timesteps, log_snr, branches, 1, compression)
-        # Counted without padding and index: those are below a thousandth, and depend on the choice being made.
+        # Counted without padding and index: those are below a thousandth, and depend on the choice being
+        # made.
         values = len(one.timesteps) * len(one.branches)
         sample_bytes = sum(s.tokens * s.channels * s.stored_dtype.itemsize * values for s in one.sites)
         size = 1
-        while size * 2 <= max_samples_per_shard and size * 2 * sample_bytes <= max_shard_bytes and size < n_samples:
+        while (
+            size * 2 <= max_samples_per_shard
+            and size * 2 * sample_bytes <= max_shard_bytes
+            and size < n_samples
+        ):
             size *= 2
         return cls(sites, n_samples, timesteps, log_snr, branches, size, compression)
 
@@ -278,7 +297,11 @@ class StoreSpec:
         """Bytes of all shard files and, estimated, of the commit records (which list a checksum a chunk)."""
         n_chunks = sum(math.prod(self.grid(s.name).chunks_per_shard) for s in self.sites) * self.n_shards
         per_site = 400 + 8 * self.n_steps
-        return sum(self.bytes_by_site().values()) + 6 * n_chunks + self.n_shards * (700 + per_site * len(self.sites))
+        return (
+            sum(self.bytes_by_site().values())
+            + 6 * n_chunks
+            + self.n_shards * (700 + per_site * len(self.sites))
+        )
 
     def shard_bytes(self, shard: int = 0) -> int:
         """Bytes of one shard of all sites, uncompressed: what one pending shard costs in memory, nearly."""
@@ -300,10 +323,18 @@ class StoreSpec:
         for key in ("sites", "timesteps", "log_snr", "branches"):
             if not isinstance(values[key], list):
                 raise InvalidSpec(explain(f"{key} is not a list", found=type(values[key]).__name__))
-        if len(sites) > MAX_SITES or len(values["timesteps"]) > MAX_STEPS or len(values["log_snr"]) > MAX_STEPS:
-            raise InvalidSpec(explain("The spec has too many sites or steps", expected=f"{MAX_SITES} and {MAX_STEPS}"))
+        if (
+            len(sites) > MAX_SITES
+            or len(values["timesteps"]) > MAX_STEPS
+            or len(values["log_snr"]) > MAX_STEPS
+        ):
+            raise InvalidSpec(
+                explain("The spec has too many sites or steps", expected=f"{MAX_SITES} and {MAX_STEPS}")
+            )
         values["sites"] = tuple(
-            SiteSpec(**{**site, "grid": tuple(site["grid"]) if isinstance(site["grid"], list) else site["grid"]})
+            SiteSpec(
+                **{**site, "grid": tuple(site["grid"]) if isinstance(site["grid"], list) else site["grid"]}
+            )
             for site in (_exact_keys(s, SiteSpec) for s in sites)
         )
         return cls(**values)
@@ -318,12 +349,14 @@ class StoreSpec:
         return jsonio.content_hash(self.to_dict())
 
 
-def _number(value: object, what: str, *, infinite: bool = False) -> int | float:
+def _number(value: Any, what: str, *, infinite: bool = False) -> int | float:
     """`value` as an int (when it is one) or float; NaN is refused, infinity too unless `infinite`."""
-    number = value.item() if hasattr(value, "item") else value  # type: ignore[union-attr]
+    number = value.item() if isinstance(value, np.generic) else value
     good = isinstance(number, int | float) and not isinstance(number, bool)
     if not good or math.isnan(number) or (math.isinf(number) and not infinite):
-        raise InvalidSpec(explain(f"{what} holds a bad value", found=repr(value)[:60], expected="finite numbers"))
+        raise InvalidSpec(
+            explain(f"{what} holds a bad value", found=repr(value)[:60], expected="finite numbers")
+        )
     return number
 
 

@@ -1,13 +1,16 @@
 """Writing a store, one whole shard at a time.
 
-The protocol, for shard i: check shapes, dtypes and finiteness of every site; write each site's shard file under a temporary name;
-rename them; then write the commit record and rename it. That last rename is the commit. A process killed anywhere before leaves
-nothing that a reader sees; started again, it writes the same bytes.
+The protocol, for shard i: check shapes, dtypes and finiteness of every site; write each site's shard file
+under a temporary name; rename them; then write the commit record and rename it. That last rename is the
+commit. A process killed anywhere before leaves nothing that a reader sees; started again, it writes the same
+bytes.
 
-Any number of processes may write different shards of one store. Two that write the same shard either agree (the second finds the
-first's record and keeps it) or the second fails with `ShardConflict`: a free test that a run is reproducible.
+Any number of processes may write different shards of one store. Two that write the same shard either agree
+(the second finds the first's record and keeps it) or the second fails with `ShardConflict`: a free test that
+a run is reproducible.
 """
 
+import errno
 import hashlib
 import logging
 import shutil
@@ -33,11 +36,11 @@ from .errors import (
     WriterClosed,
     explain,
 )
-from .fileio import Lock, TempFile, sync_folder, write_atomic
+from .fileio import Lock, TempFile, check_folder, sync_folder, write_atomic
 from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
 from .leftovers import remove_dead_temp_files
 from .records import CommitRecord, SiteRecord, read_record
-from .samples import check_samples, write_samples
+from .samples import canonical_samples, write_samples
 from .shard_file import write_shard_file
 from .spec import SiteSpec, StoreSpec
 
@@ -48,7 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 class StoreWriter:
-    """Writes shards into one store. Made by `create` or `resume`; a context manager, and `close` is safe to call twice."""
+    """Writes shards into one store. Made by `create` or `resume`.
+
+    A context manager, and `close` is safe to call twice.
+    """
 
     def __init__(self, layout: Layout, info: StoreInfo, *, allow_nonfinite: bool, fsync: bool) -> None:
         self._layout = layout
@@ -61,8 +67,8 @@ class StoreWriter:
             # No other writer is alive, so temporary files of this machine are those of a killed one.
             for path in remove_dead_temp_files(layout, info.spec, lock_is_free=True, older_than_hours=24.0):
                 logger.info("removed %s, left by a killed writer", path)
-        # Shared from here on: gc and the next writer see that somebody is at work. Trading exclusive for shared can let another
-        # writer in between, which is harmless: it finds no temporary file of ours yet.
+        # Shared from here on: gc and the next writer see that somebody is at work. Trading exclusive for
+        # shared can let another writer in between, which is harmless: it finds no temporary file of ours yet.
         self._live.acquire(exclusive=False, wait=True)
 
     @classmethod
@@ -96,40 +102,32 @@ class StoreWriter:
             DiskFull: the store would not fit.
         """
         layout = Layout(Path(path))
-        if layout.store_json.exists() or layout.store_json.is_symlink():
-            raise StoreExists(
-                explain(
-                    f"There is a store at {path} already",
-                    next_step="use StoreWriter.resume to go on with it, or choose another folder",
-                )
-            )
-        if layout.commits.is_dir() and any(layout.record_number(p.name) is not None for p in layout.commits.iterdir()):
-            raise StoreExists(
-                explain(
-                    f"{path} holds commit records but no store.json",
-                    expected="an empty folder",
-                    next_step="restore store.json from a copy, or choose another folder",
-                )
-            )
-        check_samples(samples, spec.n_samples)
-        fingerprint, plan = jsonio.normalise(dict(fingerprint)), jsonio.normalise(dict(plan))
+        _refuse_existing(layout)
+        samples = canonical_samples(samples, spec.n_samples)
+        model, planned = jsonio.normalise(dict(fingerprint)), jsonio.normalise(dict(plan))
         # Metadata that cannot be written should fail before there is a folder.
-        StoreInfo(spec, fingerprint, plan, "0" * 64).to_bytes()
+        StoreInfo(spec, model, planned, "0" * 64).to_bytes()
         layout.root.mkdir(parents=True, exist_ok=True)
         if check_space:
             _check_space(layout.root, spec)
-        for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
-            folder.mkdir(exist_ok=True)
-        write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
-        for site in spec.sites:
-            write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
-        info = StoreInfo(spec, fingerprint, plan, write_samples(layout.samples, samples, fsync=fsync))
-        Lock(layout.commit_lock).close()
-        if fsync:
-            for folder in (layout.arrays, layout.root, layout.root.resolve().parent):
-                sync_folder(folder)
-        # Last: a creation that was killed leaves no store.json, and can simply be repeated.
-        write_atomic(layout.store_json, info.to_bytes(), fsync=fsync)
+        lock = Lock(layout.commit_lock)
+        try:
+            lock.acquire(exclusive=True, wait=True)
+            _refuse_existing(layout)  # another process may have created one since
+            for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
+                folder.mkdir(exist_ok=True)
+                check_folder(folder)
+            write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
+            for site in spec.sites:
+                write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
+            info = StoreInfo(spec, model, planned, write_samples(layout.samples, samples, fsync=fsync))
+            if fsync:
+                for folder in (layout.arrays, layout.root, layout.root.resolve().parent):
+                    sync_folder(folder)
+            # Last: a creation that was killed leaves no store.json, and can simply be repeated.
+            write_atomic(layout.store_json, info.to_bytes(), fsync=fsync)
+        finally:
+            lock.close()
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @classmethod
@@ -147,8 +145,8 @@ class StoreWriter:
 
         Raises:
             NotAStore: there is none at `path`.
-            SpecMismatch, PlanMismatch, FingerprintMismatch: the store was created for something else; the message names the
-                fields that differ, with both values.
+            SpecMismatch, PlanMismatch, FingerprintMismatch: the store was created for something else; the
+                message names the fields that differ, with both values.
         """
         layout = Layout(Path(path))
         info = read_store_info(layout.root)
@@ -190,11 +188,13 @@ class StoreWriter:
 
         Args:
             shard: shard number; `spec.shard_samples(shard)` are its samples.
-            arrays: site name -> (n, steps, branches, tokens, channels) in the site's dtype. float32 is also taken for float16 and
-                bfloat16 sites and rounded to nearest even, so that overflow can be counted. uint16 is taken as bfloat16 bits.
+            arrays: site name -> (n, steps, branches, tokens, channels) in the site's dtype. float32 is also
+                taken for float16 and bfloat16 sites and rounded to nearest even, so that overflow can be
+                counted. uint16 is taken as bfloat16 bits.
 
         Returns:
-            The commit record. When the shard is committed already with the same values, that record, and nothing is written.
+            The commit record. When the shard is committed already with the same values, its record stays as
+            it is.
 
         Raises:
             ShardMismatch: wrong sites, shape or dtype.
@@ -203,7 +203,9 @@ class StoreWriter:
             DiskFull: no room; nothing of this shard is left on disk.
         """
         if not self._closer.alive:
-            raise WriterClosed(explain(f"The writer of {self.path} is closed", next_step="open it with resume"))
+            raise WriterClosed(
+                explain(f"The writer of {self.path} is closed", next_step="open it with resume")
+            )
         stored, counts = self._checked(shard, arrays)
         with ExitStack() as stack:
             temps: list[TempFile] = []
@@ -213,11 +215,13 @@ class StoreWriter:
                 temps.append(temp)
                 sites[site.name] = self._write_site(temp, site, shard, stored[site.name], counts[site.name])
             record = CommitRecord(shard, self.spec.shard_samples(shard), sites, self._info.hashes)
-            committed = self._commit(record, temps)
-        return committed
+            return self._commit(record, temps)
 
     def discard(self, shards: Iterable[int]) -> None:
-        """Remove the commit records of damaged shards, which makes them pending. Their files stay until rewritten."""
+        """Remove the commit records of damaged shards, which makes them pending.
+
+        Their files stay until rewritten.
+        """
         for shard in shards:
             self.spec.shard_samples(shard)  # refuses a number that is no shard
             self._layout.record(shard).unlink(missing_ok=True)
@@ -241,7 +245,9 @@ class StoreWriter:
             logger.warning("%s", error)
             return None
 
-    def _checked(self, shard: int, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _checked(
+        self, shard: int, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Arrays in the stored dtype, and (3, steps) counts of NaN, infinity and overflow, by site."""
         names = {site.name for site in self.spec.sites}
         if set(arrays) != names:
@@ -260,7 +266,7 @@ class StoreWriter:
                     explain(
                         f"The array of site {site.name} does not fit shard {shard}",
                         found=found,
-                        expected=f"numpy array of {accepted}, shape {shape} = (sample, step, branch, token, channel)",
+                        expected=f"{accepted} {shape}: sample, step, branch, token, channel",
                     )
                 )
             stored[site.name] = dtype.encode(x)
@@ -277,7 +283,7 @@ class StoreWriter:
                     f"Shard {shard} holds values that are not finite",
                     found="; ".join(lines[:6]),
                     expected="finite values",
-                    next_step="store overflowing sites as float32 or bfloat16, or pass allow_nonfinite=True to record the counts",
+                    next_step="store float32 or bfloat16, or pass allow_nonfinite=True to count only",
                 )
             )
         return stored, counts
@@ -294,21 +300,30 @@ class StoreWriter:
         return SiteRecord(temp.n_bytes, temp.finish(), digest.hexdigest(), crcs, nan, inf, overflow)
 
     def _commit(self, record: CommitRecord, temps: list[TempFile]) -> CommitRecord:
-        """Publish files and record, or find that another writer was first. The lock is held for a few renames only."""
+        """Publish files and record, or find that another writer was first.
+
+        The lock is held for a few renames only.
+        """
         lock = Lock(self._layout.commit_lock)
         try:
             lock.acquire(exclusive=True, wait=True)
             existing = self._valid_record(record.shard)
             if existing is not None:
                 if existing.same_values(record):
+                    if existing.to_bytes() == record.to_bytes():
+                        # Equal bytes over equal bytes: no reader can tell, and a damaged file is mended.
+                        for temp in temps:
+                            temp.publish()
                     return existing
-                different = [n for n, s in record.sites.items() if s.array_sha256 != existing.sites[n].array_sha256]
+                different = [
+                    n for n, s in record.sites.items() if s.array_sha256 != existing.sites[n].array_sha256
+                ]
                 raise ShardConflict(
                     explain(
                         f"Shard {record.shard} of {self.path} is committed already with other values",
                         found=f"different values at {', '.join(different)}",
                         expected="the same bytes from the same plan",
-                        next_step="keep the committed shard; find out why the run is not reproducible (device, versions, batch)",
+                        next_step="find out why the run differs: device, versions, batch size",
                     )
                 )
             for temp in temps:
@@ -335,15 +350,36 @@ def _count_by_step(site: SiteSpec, given: np.ndarray, stored: np.ndarray) -> np.
     return counts
 
 
+def _refuse_existing(layout: Layout) -> None:
+    if layout.store_json.exists() or layout.store_json.is_symlink():
+        raise StoreExists(
+            explain(
+                f"There is a store at {layout.root} already",
+                next_step="use StoreWriter.resume to go on with it, or choose another folder",
+            )
+        )
+    if layout.commits.is_dir() and any(
+        layout.record_number(p.name) is not None for p in layout.commits.iterdir()
+    ):
+        raise StoreExists(
+            explain(
+                f"{layout.root} holds commit records but no store.json",
+                expected="an empty folder",
+                next_step="restore store.json from a copy, or choose another folder",
+            )
+        )
+
+
 def _check_space(root: Path, spec: StoreSpec) -> None:
     free = shutil.disk_usage(root).free
     if spec.n_bytes > free:
         sites = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in spec.bytes_by_site().items())
         raise DiskFull(
+            errno.ENOSPC,
             explain(
                 f"The store does not fit the disk of {root}",
                 found=f"{free / 1e9:.2f} GB free",
                 expected=f"{spec.n_bytes / 1e9:.2f} GB ({sites})",
-                next_step="record fewer sites, steps, samples or one branch, use float16, or choose another disk",
-            )
+                next_step="record fewer sites, steps, samples or branches, or float16, or use another disk",
+            ),
         )

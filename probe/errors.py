@@ -1,7 +1,8 @@
 """Every error that ``probe`` raises on purpose.
 
-Each class is a ``ProbeError`` and also the builtin that a caller would expect, so that both ``except ProbeError`` and
-``except FileNotFoundError`` work. A message says what failed, where, what was found, what was expected and what to do.
+Each class is a ``ProbeError`` and also the builtin that a caller would expect, so that both ``except
+ProbeError`` and ``except FileNotFoundError`` work. A message says what failed, where, what was found, what
+was expected and what to do.
 """
 
 

@@ -1,7 +1,8 @@
 """Reading and writing files so that a reader sees a whole file or none, and never runs what it reads.
 
-Writers use a temporary name in the same folder, fsync, then rename. Readers check a safetensors header themselves (size, names,
-shapes, dtypes, offsets that tile the file exactly) before the library maps it, and cap the size of JSON.
+Writers use a temporary name in the same folder, fsync, then rename. Readers check a safetensors header
+themselves (size, names, shapes, dtypes, offsets that tile the file exactly) before the library maps it, and
+cap the size of JSON.
 """
 
 import hashlib
@@ -19,15 +20,36 @@ from .errors import CorruptFile
 MAX_JSON_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_TENSORS = 256
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
-_NUMPY_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "U8": 1,
+    "I8": 1,
+    "BOOL": 1,
+}
+_NUMPY_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "uint8": "U8",
+}
 
 
 def fsync_folder(folder: Path) -> None:
     """Makes a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except (PermissionError, IsADirectoryError):  # Windows refuses to open folders; the rename itself is still atomic
+    except (
+        PermissionError,
+        IsADirectoryError,
+    ):  # Windows refuses to open folders; the rename itself is still atomic
         return
     try:
         os.fsync(descriptor)
@@ -37,7 +59,9 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is fsynced and renamed over `path`, on failure removed."""
+    """Yields a temporary path beside `path`; on success it is fsynced and renamed over `path`, on failure
+    removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -90,7 +114,8 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         name -> (dtype in the file's spelling, e.g. "F32", shape).
 
     Raises:
-        CorruptFile: header too large, not JSON, too many tensors, unknown dtype, or offsets that do not tile the file.
+        CorruptFile: header too large, not JSON, too many tensors, unknown dtype, or offsets that do not tile
+        the file.
     """
     size = path.stat().st_size
     with path.open("rb") as handle:
@@ -98,7 +123,8 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
             raise CorruptFile(
-                f"{path} declares a header of {length} bytes in a file of {size}; expected a safetensors file with a header "
+                f"{path} declares a header of {length} bytes in a file of {size}; expected a safetensors "
+                "file with a header "
                 f"of at most {MAX_HEADER_BYTES} bytes."
             )
         raw = handle.read(length)
@@ -112,7 +138,9 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         for name, entry in entries.items():
             shape = tuple(int(n) for n in entry["shape"])
             begin, end = (int(n) for n in entry["data_offsets"])
-            if min(shape, default=0) < 0 or end - begin != _ITEM_BYTES[entry["dtype"]] * int(np.prod(shape, dtype=object)):
+            if min(shape, default=0) < 0 or end - begin != _ITEM_BYTES[entry["dtype"]] * int(
+                np.prod(shape, dtype=object)
+            ):
                 raise CorruptFile(f"{path}: tensor {name!r} of shape {shape} does not fill its bytes {begin} to {end}.")
             spans.append((begin, end))
             found[name] = (entry["dtype"], shape)
@@ -123,7 +151,9 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     at = 0
     for begin, end in sorted(spans):
         if begin != at:
-            raise CorruptFile(f"{path}: tensor data has a gap or an overlap at byte {at} (next tensor starts at {begin}).")
+            raise CorruptFile(
+                f"{path}: tensor data has a gap or an overlap at byte {at} (next tensor starts at {begin})."
+            )
         at = end
     if 8 + length + at != size:
         raise CorruptFile(f"{path} has {size} bytes; its header describes {8 + length + at}. Copy the file again.")
@@ -131,7 +161,9 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def expect_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Checks that a safetensors file holds exactly the named tensors with these shapes; returns name -> dtype."""
+    """Checks that a safetensors file holds exactly the named tensors with these shapes; returns name ->
+    dtype.
+    """
     found = tensor_header(path)
     if found.keys() != expected.keys():
         raise CorruptFile(f"{path} holds tensors {sorted(found)}; expected exactly {sorted(expected)}.")
@@ -142,7 +174,9 @@ def expect_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def create_tensor_file(path: Path, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Creates a safetensors file with one zero tensor and returns it memory-mapped, for arrays larger than memory."""
+    """Creates a safetensors file with one zero tensor and returns it memory-mapped, for arrays larger than
+    memory.
+    """
     data_bytes = int(np.dtype(dtype).itemsize) * int(np.prod(shape))
     entry = {"dtype": _NUMPY_NAMES[dtype], "shape": list(shape), "data_offsets": [0, data_bytes]}
     header = json.dumps({name: entry}, separators=(",", ":")).encode()

@@ -1,7 +1,8 @@
-"""What a dictionary is (`SAEConfig`) and how one is trained (`TrainConfig`): frozen, checked, JSON both ways, hashed.
+"""What a dictionary is (`SAEConfig`) and how one is trained (`TrainConfig`): frozen, checked, JSON both ways,
+hashed.
 
-Counts that decide behaviour are in rows (one row = one vector of one sample, step, branch and token), never in batches, so that a
-run means the same at any batch size and on any number of processes.
+Counts that decide behaviour are in rows (one row = one vector of one sample, step, branch and token), never
+in batches, so that a run means the same at any batch size and on any number of processes.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,12 @@ from ._files import content_hash
 from .errors import ConfigError
 
 DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent silent for ten million tokens is dead
+
+# Numbers of a TrainConfig that must be above zero where they are given.
+_POSITIVE = (
+    *("d_sae", "expansion", "rows", "epochs", "k", "batch_size", "init_rows", "pool_rows", "checkpoint_rows"),
+    *("log_every", "eval_rows", "lr", "clip_norm", "k_aux", "dead_after", "eps"),
+)
 
 
 class _Config:
@@ -26,7 +33,9 @@ class _Config:
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(value) - known)
         if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}."
+            )
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
     @property
@@ -63,7 +72,10 @@ class SAEConfig(_Config):
         _require(self.d_in > 0, f"d_in is {self.d_in}; a row has at least one value.")
         _require(self.d_sae > 0, f"d_sae is {self.d_sae}; a dictionary has at least one feature.")
         _require(0 < self.k <= self.d_sae, f"k is {self.k}; it must be between 1 and d_sae = {self.d_sae}.")
-        _require(self.aux_alpha >= 0, f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.")
+        _require(
+            self.aux_alpha >= 0,
+            f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.",
+        )
         _require(self.k_aux is None or self.k_aux > 0, f"k_aux is {self.k_aux}; use aux_alpha=0 to turn AuxK off.")
         _require(self.dead_after > 0, f"dead_after is {self.dead_after} rows; it must be positive.")
 
@@ -75,7 +87,9 @@ class SAEConfig(_Config):
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):
-    """One training run: which rows, which dictionary, which optimiser. Give `d_sae` or `expansion`, and `rows` or `epochs`."""
+    """One training run: which rows, which dictionary, which optimiser. Give `d_sae` or `expansion`, and
+    `rows` or `epochs`.
+    """
 
     site: str  # site to train on
     d_sae: int | None = None  # number of features
@@ -114,15 +128,26 @@ class TrainConfig(_Config):
             (self.rows is None) != (self.epochs is None),
             f"give rows or epochs, not both or neither (found rows={self.rows}, epochs={self.epochs}).",
         )
-        for name in ("d_sae", "expansion", "rows", "epochs", "k", "batch_size", "init_rows", "pool_rows", "checkpoint_rows",
-                     "log_every", "eval_rows", "lr", "clip_norm", "k_aux", "dead_after", "eps"):  # fmt: skip
+        for name in _POSITIVE:
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} is {value}; it must be positive.")
-        _require(self.aux_alpha >= 0, f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.")
+        _require(
+            self.aux_alpha >= 0,
+            f"aux_alpha is {self.aux_alpha}; a negative weight would push dead features away.",
+        )
         _require(0 <= self.holdout < 1, f"holdout is {self.holdout}; it is a share of the samples, in [0, 1).")
-        _require(self.warmup >= 0 and self.decay >= 0, f"warmup {self.warmup} and decay {self.decay} cannot be negative.")
-        _require(self.warmup + self.decay <= 1, f"warmup {self.warmup} + decay {self.decay} is more than the whole run.")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"betas are {self.betas}; need two in [0, 1).")
+        _require(
+            self.warmup >= 0 and self.decay >= 0,
+            f"warmup {self.warmup} and decay {self.decay} cannot be negative.",
+        )
+        _require(
+            self.warmup + self.decay <= 1,
+            f"warmup {self.warmup} + decay {self.decay} is more than the whole run.",
+        )
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            f"betas are {self.betas}; need two in [0, 1).",
+        )
         _require(self.steps is None or len(self.steps) > 0, "steps is empty; use None for all steps.")
         _require(self.branches is None or len(self.branches) > 0, "branches is empty; use None for all branches.")
 
@@ -151,7 +176,9 @@ class TrainConfig(_Config):
         return self.lr if self.lr is not None else 2e-4 / (d_sae / 2**14) ** 0.5
 
     def lr_factor(self, batch: int, n_batches: int) -> float:
-        """Share of the peak rate at step `batch` of `n_batches`: linear rise, plateau, linear fall to (almost) 0."""
+        """Share of the peak rate at step `batch` of `n_batches`: linear rise, plateau, linear fall to
+        (almost) 0.
+        """
         done = (batch + 1) / n_batches
         rise = min(1.0, done / self.warmup) if self.warmup > 0 else 1.0
         fall = min(1.0, (n_batches - batch) / (n_batches * self.decay)) if self.decay > 0 else 1.0

@@ -1,7 +1,8 @@
 """Every error of the `sae` package.
 
-Each class is also a builtin, so a caller who does not know this package can catch `ValueError` or `FileNotFoundError`. A
-message says what failed, where, what was found, what was expected and, where there is one, the command or call that mends it.
+Each class is also a builtin, so a caller who does not know this package can catch `ValueError` or
+`FileNotFoundError`. A message says what failed, where, what was found, what was expected and, where there is
+one, the command or call that mends it.
 """
 
 
@@ -55,6 +56,10 @@ class UnknownConcept(SAEError, LookupError):
 
 class NotABundle(SAEError, FileNotFoundError):
     """The folder is not a feature bundle, or one of its files is missing."""
+
+
+class BundleExists(SAEError, FileExistsError):
+    """The output folder of a bundle is already there."""
 
 
 class NewerFormat(SAEError, ValueError):

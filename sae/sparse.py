@@ -1,13 +1,14 @@
 """Sparse codes and the few products that a sparse dictionary needs, in plain PyTorch.
 
-A code is kept as the k values and indices that are not zero, never as a (rows, d_sae) array. With Z the (B, m) code matrix,
-W (m, d) a dictionary with one feature a row, and G (B, d):
+A code is kept as the k values and indices that are not zero, never as a (rows, d_sae) array. With Z the (B,
+m) code matrix, W (m, d) a dictionary with one feature a row, and G (B, d):
 
     decode       Z W                      gather-sum over the k features of a row         `gather_sum`
     row dots     G W^T at Z's entries     gather-dot; the gradient of the code            `GatherSum`
     column sums  Z^T G                    sort the entries by feature once, gather-sum    `ByFeature.sum_rows`
 
-The encoder product x W_enc + b is done for a chunk of rows at a time into one reused buffer, and only its top k survive.
+The encoder product x W_enc + b is done for a chunk of rows at a time into one reused buffer, and only its top
+k survive.
 """
 
 import math
@@ -48,11 +49,13 @@ def row_chunks(n_rows: int, chunk_rows: int) -> Iterator[slice]:
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row, in no particular order; ties are broken arbitrarily but reproducibly.
+    """The k largest entries of each row, in no particular order; ties are broken arbitrarily but
+    reproducibly.
 
-    Exact, in two stages: cut a row into n strided groups of g; the k largest entries lie in the k groups with the largest
-    maxima, so a top-k over n maxima and one over k*g candidates replace one over n*g entries. Strided groups make the maximum
-    run along the fast axis. Plain torch.topk where a row does not divide or the groups would be too few.
+    Exact, in two stages: cut a row into n strided groups of g; the k largest entries lie in the k groups with
+    the largest maxima, so a top-k over n maxima and one over k*g candidates replace one over n*g entries.
+    Strided groups make the maximum run along the fast axis. Plain torch.topk where a row does not divide or
+    the groups would be too few.
 
     Args:
         pre: (rows, d_sae), contiguous.
@@ -102,7 +105,8 @@ class GatherSum:
     """Z W together with the gradient of its code, each touching only the k features of a row."""
 
     def __init__(self, code: TopKCode, dictionary: Tensor) -> None:
-        # Autograd of this one operation, with the values as its only leaf, runs PyTorch's native gather-dot kernel; no
+        # Autograd of this one operation, with the values as its only leaf, runs PyTorch's native gather-dot
+        # kernel; no
         # gradient of the dictionary is formed here.
         with torch.enable_grad():
             self._values = code.values.detach().requires_grad_(True)
@@ -123,14 +127,8 @@ class ByFeature:
         self._rows = self._order // indices.shape[-1]
         counts = torch.bincount(flat, minlength=d_sae)
         self._offsets = counts.cumsum(0) - counts
-        self._ids = torch.arange(flat.numel(), device=flat.device)
 
     def sum_rows(self, entries: Tensor, rows: Tensor) -> Tensor:
         """Z^T G with Z's (B, k) entries and G = rows (B, d): a (d_sae, d) array."""
         weights = entries.reshape(-1)[self._order]
         return F.embedding_bag(self._rows, rows, self._offsets, mode="sum", per_sample_weights=weights)
-
-    def sum_entries(self, entries: Tensor) -> Tensor:
-        """Column sums of a (B, k) set of entries: (d_sae,)."""
-        weights = entries.reshape(-1)[self._order]
-        return F.embedding_bag(self._ids, weights.unsqueeze(1), self._offsets, mode="sum").squeeze(1)

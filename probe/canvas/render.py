@@ -164,9 +164,7 @@ def render_batch(indices: Iterable[int], *, split: Split = "train", seed: int = 
     if split not in SPLITS:
         raise SceneError(f"render_batch: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if seed < 0 or min(numbers, default=0) < 0:
-        raise SceneError(
-            f"render_batch: seed and indices must be non-negative, got seed {seed}, indices {numbers[:8]}"
-        )
+        raise SceneError(f"render_batch: seed and indices must be non-negative, got seed {seed}, indices {numbers[:8]}")
     images = np.empty((len(numbers), SIDE, SIDE, 3), dtype=np.uint8)
     masks = np.empty((len(numbers), SIDE, SIDE), dtype=np.uint8)
     labels = np.empty((len(numbers), len(FACTORS)), dtype=np.int64)

@@ -81,10 +81,7 @@ def _star(body: _Pen, detail: _Pen) -> None:
 def _heart(body: _Pen, detail: _Pen) -> None:
     turns = [2 * pi * i / 96 for i in range(96)]
     body.polygon(
-        [
-            (21 * sin(a) ** 3, -2 - 1.3 * (13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a)))
-            for a in turns
-        ]
+        [(21 * sin(a) ** 3, -2 - 1.3 * (13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a))) for a in turns]
     )
 
 

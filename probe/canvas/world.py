@@ -135,9 +135,7 @@ def caption(scene: Scene | Mapping[str, str]) -> str:
     return "a {colour} {object} on {background} background in {style} style".format_map(names)
 
 
-_CAPTION = re.compile(
-    r"a (?P<colour>\w+) (?P<object>\w+) on (?P<background>\w+) background in (?P<style>\w+) style"
-)
+_CAPTION = re.compile(r"a (?P<colour>\w+) (?P<object>\w+) on (?P<background>\w+) background in (?P<style>\w+) style")
 
 
 def parse_caption(text: str) -> dict[str, str]:
@@ -149,8 +147,7 @@ def parse_caption(text: str) -> dict[str, str]:
     match = _CAPTION.fullmatch(text)
     if match is None:
         raise SceneError(
-            f"parse_caption: cannot read {text!r}; "
-            "expected 'a COLOUR OBJECT on BACKGROUND background in STYLE style'"
+            f"parse_caption: cannot read {text!r}; expected 'a COLOUR OBJECT on BACKGROUND background in STYLE style'"
         )
     names = {factor: match[factor] for factor in FACTORS}
     for factor, name in names.items():

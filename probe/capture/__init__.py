@@ -1,6 +1,8 @@
-"""Record what a model computes: name tensors, know the size before the run, write them to an activation store.
+"""Record what a model computes: name tensors, know the size before the run, write them to an activation
+store.
 
-Read ``collect.py`` first. ``sites.py`` says which tensors there are, ``plan.py`` fixes a collection before it runs.
+Read ``collect.py`` first. ``sites.py`` says which tensors there are, ``plan.py`` fixes a collection before it
+runs.
 """
 
 from probe.capture.collect import collect

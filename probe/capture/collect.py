@@ -1,21 +1,19 @@
 """Run a plan: generate, record every site at every step, write whole shards.
 
-A shard of samples is generated in the batches that the plan fixes, its images are saved, and then its activations are written
-and committed in the background while the next shard is generated. A shard whose commit record exists is complete, images
-included, so a run that was killed at any moment and is started again generates only the shards without one, and ends with
-the same bytes as a run that was never killed.
+A shard of samples is generated in the batches that the plan fixes, its images are saved, and then its
+activations are written and committed in the background while the next shard is generated. A shard whose
+commit record exists is complete, images included, so a run that was killed at any moment and is started again
+generates only the shards without one, and ends with the same bytes as a run that was never killed.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from activations_store import ActivationStore, AsyncShardWriter, StoreSpec, StoreWriter
@@ -28,13 +26,14 @@ from probe.capture.sites import Site, resolve_sites
 from probe.errors import ModelMismatch, NotEnoughSpace, UnsupportedSite
 from probe.model.fingerprint import fingerprint, model_name
 from probe.model.generate import Progress, model_label, run_batch
+from probe.model.pipeline import Pipeline
 
 STORE_FILE = "store.json"
 IMAGES = "images"
 
 
 def collect(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     plan: CapturePlan,
     out: str | Path,
     *,
@@ -56,9 +55,11 @@ def collect(
         The complete store.
 
     Raises:
-        ModelMismatch, UnknownSite, UnsupportedSite, InvalidPlan, NotEnoughSpace: before anything is generated.
-        activations_store.errors.StoreExists, PlanMismatch, SpecMismatch, FingerprintMismatch: the folder holds another store.
-        activations_store.errors.NonFiniteActivations: activations are not finite, or overflow the stored dtype.
+        ModelMismatch, UnknownSite, UnsupportedSite, InvalidPlan, NotEnoughSpace: before anything is
+            generated.
+        activations_store.errors.StoreExists, PlanMismatch, SpecMismatch, FingerprintMismatch: the folder
+        holds another store. activations_store.errors.NonFiniteActivations: activations are not finite, or
+        overflow the stored dtype.
     """
     out = Path(out)
     images = plan.images if save_images is None else save_images
@@ -125,7 +126,12 @@ class _Buffers:
         self._filled = {}
 
     def receive(
-        self, site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
+        self,
+        site: Site,
+        step: int,
+        branches: tuple[str, ...],
+        rows: torch.Tensor,
+        grid: tuple[int, int] | None,
     ) -> None:
         steps = self._filled.setdefault(site, set())
         if step in steps or rows.shape[0] != len(branches) * len(self._batch):
@@ -148,7 +154,7 @@ class _Buffers:
                 raise UnsupportedSite(f"site {site}: its module did not run at {missing} of {self._steps} steps.")
 
 
-def _run(pipe: DiffusionPipeline, plan: CapturePlan, buffers: _Buffers, batch: range) -> np.ndarray:
+def _run(pipe: Pipeline, plan: CapturePlan, buffers: _Buffers, batch: range) -> np.ndarray:
     sites = [Site.parse(name) for name in buffers.arrays]
     buffers.begin(batch)
     chosen = slice(batch.start, batch.stop)
@@ -158,9 +164,7 @@ def _run(pipe: DiffusionPipeline, plan: CapturePlan, buffers: _Buffers, batch: r
     return images
 
 
-def _open_writer(
-    pipe: DiffusionPipeline, plan: CapturePlan, spec: StoreSpec, out: Path, images: bool
-) -> StoreWriter:
+def _open_writer(pipe: Pipeline, plan: CapturePlan, spec: StoreSpec, out: Path, images: bool) -> StoreWriter:
     model = fingerprint(pipe)
     record = plan.record() | {"images": images}
     if (out / STORE_FILE).exists():
@@ -175,7 +179,8 @@ def _check_space(spec: StoreSpec, out: Path, n_pending: int) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise NotEnoughSpace(
-            f"collect: {human_bytes(needed)} are still to be written to {str(out)!r}, but only {human_bytes(free)} are free. "
+            f"collect: {human_bytes(needed)} are still to be written to {str(out)!r}, but only "
+            f"{human_bytes(free)} are free. "
             "Record fewer samples, sites or branches, or choose another disk."
         )
 
@@ -184,4 +189,4 @@ def _save_png(path: Path, image: np.ndarray) -> None:
     """Write a PNG so that the final name never holds a part of one."""
     temporary = path.with_name(path.name + ".tmp")
     Image.fromarray(image).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -6,11 +6,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diffusers import DiffusionPipeline
-
 from probe.capture.plan import CapturePlan
 from probe.capture.shapes import store_spec
 from probe.model.generate import run_batch
+from probe.model.pipeline import Pipeline
 
 _FEW, _MORE = 2, 4  # steps of the two timed batches: their difference is the cost of a step
 
@@ -48,7 +47,7 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(pipe: DiffusionPipeline, plan: CapturePlan) -> Estimate:
+def estimate(pipe: Pipeline, plan: CapturePlan) -> Estimate:
     """Size and time of a collection, from one denoiser call and two short timed batches.
 
     Raises:
@@ -72,7 +71,7 @@ def estimate(pipe: DiffusionPipeline, plan: CapturePlan) -> Estimate:
     )
 
 
-def _timed(pipe: DiffusionPipeline, plan: CapturePlan, n: int, steps: int) -> float:
+def _timed(pipe: Pipeline, plan: CapturePlan, n: int, steps: int) -> float:
     start = time.perf_counter()
     run_batch(pipe, plan.prompts[:n], plan.seeds[:n], steps=steps, guidance=plan.guidance)
     return time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Everything that determines a collection, fixed before it runs.
 
-The plan says which prompts, seeds and steps are run in which batches, so that any rerun on the same kind of CPU, also after
-a kill, writes the same bytes. Its content hash names the collection.
+The plan says which prompts, seeds and steps are run in which batches, so that any rerun on the same kind of
+CPU, also after a kill, writes the same bytes. Its content hash names the collection.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from probe.capture.sites import Site, resolve_sites
 from probe.errors import EmptyPrompts, InvalidPlan
 from probe.model.fingerprint import model_name
 from probe.model.generate import generation_defaults
+from probe.model.pipeline import Pipeline
 from probe.model.steps import BRANCHES
 
 DTYPES = ("float16", "float32", "bfloat16")
@@ -89,7 +88,7 @@ class CapturePlan:
     @classmethod
     def for_pipeline(
         cls,
-        pipe: DiffusionPipeline,
+        pipe: Pipeline,
         sites: str | Site | Iterable[str | Site],
         prompts: Sequence[str],
         *,
@@ -144,7 +143,11 @@ class CapturePlan:
         plan = asdict(self)
         samples = {name: plan.pop(name) for name in ("prompts", "seeds", "labels")}
         plan = json.loads(json.dumps(plan))
-        return plan | {"n_samples": len(self.prompts), "samples_hash": _hash(samples), "plan_hash": self.content_hash()}
+        return plan | {
+            "n_samples": len(self.prompts),
+            "samples_hash": _hash(samples),
+            "plan_hash": self.content_hash(),
+        }
 
     def content_hash(self) -> str:
         """SHA-256 over all fields, hexadecimal."""

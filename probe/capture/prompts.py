@@ -33,8 +33,10 @@ class PromptSet:
 def read_prompts(path: str | Path) -> PromptSet:
     """Read a prompt file.
 
-    ``.txt``: one prompt a line; empty lines and lines that begin with ``#`` are skipped. ``.csv`` with a header and ``.jsonl``
-    with one object a line: ``prompt`` is required, ``seed`` optional, every other column is a label, with or without the
+    ``.txt``: one prompt a line; empty lines and lines that begin with ``#`` are skipped. ``.csv`` with a
+    header and ``.jsonl``
+    with one object a line: ``prompt`` is required, ``seed`` optional, every other column is a label, with or
+        without the
     prefix ``label_``.
 
     Raises:
@@ -50,7 +52,9 @@ def read_prompts(path: str | Path) -> PromptSet:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PromptFileError(f"prompts: {path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        raise PromptFileError(
+            f"prompts: {path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8."
+        ) from error
     if path.suffix == ".txt":
         lines = tuple(line.strip() for line in text.splitlines())
         prompts = tuple(line for line in lines if line and not line.startswith("#"))
@@ -65,7 +69,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             if None in row or None in row.values():
                 raise PromptFileError(
-                    f"prompts: {path.name} line {reader.line_num} does not have the {len(reader.fieldnames or ())} fields "
+                    f"prompts: {path.name} line {reader.line_num} does not have the "
+                    f"{len(reader.fieldnames or ())} fields "
                     "of the header; quote fields that contain commas."
                 )
             yield reader.line_num, row
@@ -96,7 +101,8 @@ def _from_rows(rows: list[tuple[int, dict[str, Any]]], path: Path) -> PromptSet:
     for number, row in rows:
         if set(row) != set(columns):
             raise PromptFileError(
-                f"prompts: {path.name} line {number} has the fields {', '.join(row)}; expected {', '.join(columns)} as in "
+                f"prompts: {path.name} line {number} has the fields {', '.join(row)}; expected "
+                f"{', '.join(columns)} as in "
                 "the first row."
             )
         prompt = row["prompt"]

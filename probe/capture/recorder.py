@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline
 
 from probe.capture.sites import Site
 from probe.capture.tensors import delta, find_input, find_output, to_rows
+from probe.model.pipeline import Pipeline
 from probe.model.steps import StepClock
 
 
@@ -17,20 +17,28 @@ class Receive(Protocol):
     """Takes one tensor of one denoiser call."""
 
     def __call__(
-        self, site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
+        self,
+        site: Site,
+        step: int,
+        branches: tuple[str, ...],
+        rows: torch.Tensor,
+        grid: tuple[int, int] | None,
     ) -> None:
-        """``rows`` is (len(branches) * B, tokens, channels), branch by branch, on the model's device and dtype; the
-        tensor belongs to the running model and must not be changed. ``grid`` is (height, width) if tokens are spatial."""
+        """``rows`` is (len(branches) * B, tokens, channels), branch by branch, on the model's device and
+        dtype; the
+        tensor belongs to the running model and must not be changed. ``grid`` is (height, width) if tokens are
+        spatial."""
 
 
 class Recorder:
     """Context manager: while it is open, every site's tensor of every denoiser call goes to ``receive``.
 
-    Recorders and interventions nest: what is opened first sees the model's tensor first, so a recorder opened inside
+    Recorders and interventions nest: what is opened first sees the model's tensor first, so a recorder opened
+        inside
     ``intervene`` sees edited values.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, sites: Sequence[Site], receive: Receive) -> None:
+    def __init__(self, pipe: Pipeline, sites: Sequence[Site], receive: Receive) -> None:
         self._pipe = pipe
         self._sites = tuple(sites)
         self._receive = receive
@@ -38,7 +46,9 @@ class Recorder:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        modules = [(site, site.module(self._pipe)) for site in self._sites]  # unknown sites raise before any hook exists
+        modules = [
+            (site, site.module(self._pipe)) for site in self._sites
+        ]  # unknown sites raise before any hook exists
         self._clock.__enter__()
         for site, module in modules:
             if site.port == "in":

@@ -1,6 +1,7 @@
 """Sites: named tensors of a model, ``module path : port``, for example ``unet.up_blocks.1.attentions.1:out``.
 
-Ports: ``in`` and ``out`` are the module's input and output map, ``delta`` is out - in (what a residual block adds).
+Ports: ``in`` and ``out`` are the module's input and output map, ``delta`` is out - in (what a residual block
+    adds).
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from diffusers import DiffusionPipeline
 
 from probe.errors import InvalidRequest, UnknownSite
 from probe.model.generate import model_label
+from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
 
 PORTS = ("in", "out", "delta")
@@ -49,7 +50,7 @@ class Site:
     def __str__(self) -> str:
         return f"{self.path}:{self.port}"
 
-    def module(self, pipe: DiffusionPipeline) -> torch.nn.Module:
+    def module(self, pipe: Pipeline) -> torch.nn.Module:
         """The module of this site.
 
         Raises:
@@ -66,11 +67,11 @@ class Site:
         raise _unknown(pipe, self.path)
 
 
-def resolve_sites(pipe: DiffusionPipeline, names: str | Site | Iterable[str | Site]) -> list[Site]:
+def resolve_sites(pipe: Pipeline, names: str | Site | Iterable[str | Site]) -> list[Site]:
     """Full sites for names as people type them.
 
-    The denoiser's name and ``:out`` are filled in (``mid_block`` means ``unet.mid_block:out`` on a Stable Diffusion
-    pipeline), and ``*`` matches within one part of the path (``up_blocks.*.attentions.*``).
+    The denoiser's name and ``:out`` are filled in (``mid_block`` means ``unet.mid_block:out`` on a Stable
+    Diffusion pipeline), and ``*`` matches within one part of the path (``up_blocks.*.attentions.*``).
 
     Args:
         pipe: the pipeline that the names refer to.
@@ -103,13 +104,13 @@ def resolve_sites(pipe: DiffusionPipeline, names: str | Site | Iterable[str | Si
     return list(found)
 
 
-def _complete(pipe: DiffusionPipeline, root: str, path: str) -> str:
+def _complete(pipe: Pipeline, root: str, path: str) -> str:
     """Prefix the denoiser's name unless the path begins with a component."""
     first = path.split(".")[0]
     return path if isinstance(getattr(pipe, first, None), torch.nn.Module) else f"{root}.{path}"
 
 
-def _expand(pipe: DiffusionPipeline, path: str) -> list[str]:
+def _expand(pipe: Pipeline, path: str) -> list[str]:
     if "*" not in path:
         return [path]
     pattern = path.split(".")
@@ -124,17 +125,18 @@ def _expand(pipe: DiffusionPipeline, path: str) -> list[str]:
     return matches
 
 
-def _paths(pipe: DiffusionPipeline) -> list[str]:
+def _paths(pipe: Pipeline) -> list[str]:
     root, module = denoiser(pipe)
     return [root] + [f"{root}.{name}" for name, _ in module.named_modules() if name]
 
 
-def _unknown(pipe: DiffusionPipeline, path: str) -> UnknownSite:
+def _unknown(pipe: Pipeline, path: str) -> UnknownSite:
     known = _paths(pipe)
     near = difflib.get_close_matches(path, known, n=5, cutoff=0.6)
     if not near:
         near = [name for name in known if name.count(".") == 1 and name.split(".")[1].endswith(("block", "blocks"))]
     return UnknownSite(
-        f"{model_label(pipe)} has no module {path!r}. Near matches: {', '.join(near) or ', '.join(known[:8])}. "
+        f"{model_label(pipe)} has no module {path!r}. Near matches: "
+        f"{', '.join(near) or ', '.join(known[:8])}. "
         "The names are those of named_modules() of the denoiser."
     )

@@ -1,8 +1,8 @@
 """Find, read and replace the one tensor of a module call that a site means, and see it as rows over tokens.
 
-A module takes and returns many things. The site's tensor is the hidden map: the first tensor argument (or ``hidden_states`` or
-``sample``), and the output tensor; where a module returns several tensors, the one shaped like its input (joint blocks of SD3
-and FLUX return the text stream beside the image stream).
+A module takes and returns many things. The site's tensor is the hidden map: the first tensor argument (or
+``hidden_states`` or ``sample``), and the output tensor; where a module returns several tensors, the one
+shaped like its input (joint blocks of SD3 and FLUX return the text stream beside the image stream).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _INPUT_NAMES = ("hidden_states", "sample", "x", "input")
 
 
 class Slot(NamedTuple):
-    """Where a tensor was found: argument position or keyword, output index or field; None if it is the output itself."""
+    """Where a tensor was found: argument position or keyword, output index or field; None if it is the output
+    itself.
+    """
 
     key: int | str | None
     tensor: torch.Tensor
@@ -36,7 +38,8 @@ def find_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot
         key, value = next(iter(tensors.items()))
         return Slot(key, value)
     raise UnsupportedSite(
-        f"site {name}: the module is called without a single input tensor (found {', '.join(tensors) or 'none'}); "
+        f"site {name}: the module is called without a single input tensor (found "
+        f"{', '.join(tensors) or 'none'}); "
         "choose the output port or another module."
     )
 
@@ -65,7 +68,8 @@ def find_output(name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str,
         slots = [slot for slot in slots if slot.tensor.shape == shape]
     if len(slots) != 1:
         raise UnsupportedSite(
-            f"site {name}: the module returns {type(output).__name__} with {len(slots)} tensors shaped like its input, "
+            f"site {name}: the module returns {type(output).__name__} with {len(slots)} tensors shaped like "
+            "its input, "
             "expected exactly one; choose a module inside it."
         )
     return slots[0]
@@ -108,7 +112,8 @@ def delta(name: str, out: torch.Tensor, inp: torch.Tensor) -> torch.Tensor:
     """
     if out.shape != inp.shape:
         raise UnsupportedSite(
-            f"site {name}: input {tuple(inp.shape)} and output {tuple(out.shape)} differ in shape, so there is no delta; "
+            f"site {name}: input {tuple(inp.shape)} and output {tuple(out.shape)} differ in shape, so there "
+            "is no delta; "
             "use the out port."
         )
     return out - inp

@@ -1,8 +1,9 @@
 """What identifies a model, so that artefacts made with one are not used with another.
 
-The weights hash is SHA-256 over every tensor of every component, by sorted name, with floating-point values widened to
-float32. Widening fp16 and bf16 is exact, so a pipeline in memory, the fp16 folder it was saved to, and that folder loaded as
-float32 agree; weights that were rounded on loading do not, because they are other weights.
+The weights hash is SHA-256 over every tensor of every component, by sorted name, with floating-point values
+widened to float32. Widening fp16 and bf16 is exact, so a pipeline in memory, the fp16 folder it was saved to,
+and that folder loaded as float32 agree; weights that were rounded on loading do not, because they are other
+weights.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import DiffusionPipeline
 
+from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
 
 IDENTITY = ("model_class", "weights_hash", "scheduler", "scheduler_config_hash")
@@ -25,16 +26,16 @@ IDENTITY = ("model_class", "weights_hash", "scheduler", "scheduler_config_hash")
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 _CHUNK = 1 << 24
-_cache: WeakKeyDictionary[DiffusionPipeline, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Pipeline, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
-def fingerprint(pipe: DiffusionPipeline) -> dict[str, Any]:
+def fingerprint(pipe: Pipeline) -> dict[str, Any]:
     """Identity of a pipeline as plain JSON values.
 
     Returns:
-        ``model_class``, ``name``, ``weights_hash``, ``scheduler``, ``scheduler_config_hash``, ``dtype`` of the denoiser,
-        and ``versions`` of the libraries. Costs one pass over the weights (about a second per gigabyte); the hash is kept
-        until a tensor changes.
+        ``model_class``, ``name``, ``weights_hash``, ``scheduler``, ``scheduler_config_hash``, ``dtype`` of
+        the denoiser, and ``versions`` of the libraries. Costs one pass over the weights (about a second per
+        gigabyte); the hash is kept until a tensor changes.
     """
     config = {key: value for key, value in dict(pipe.scheduler.config).items() if not key.startswith("_")}
     _, module = denoiser(pipe)
@@ -63,10 +64,11 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     ]
 
 
-def model_name(pipe: DiffusionPipeline | str | Path) -> str:
+def model_name(pipe: Pipeline | str | Path) -> str:
     """A short name for a pipeline, or for what ``load_pipeline`` was given; never an absolute path.
 
-    ``"canvas"`` for the embedded model, a folder's own name, a hub id as it is, ``"in-memory"`` for a pipeline without source.
+    ``"canvas"`` for the embedded model, a folder's own name, a hub id as it is, ``"in-memory"`` for a
+    pipeline without source.
     """
     source = pipe if isinstance(pipe, str | Path) else pipe.config.get("_name_or_path")
     if not source:
@@ -80,7 +82,7 @@ def model_name(pipe: DiffusionPipeline | str | Path) -> str:
     return folder.resolve().name
 
 
-def weights_hash(pipe: DiffusionPipeline) -> str:
+def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 over all weights of a pipeline, hexadecimal; independent of how exactly they are stored."""
     tensors = [
         (f"{part}.{name}", tensor)
@@ -88,7 +90,8 @@ def weights_hash(pipe: DiffusionPipeline) -> str:
         if isinstance(module, torch.nn.Module)
         for name, tensor in sorted(module.state_dict().items())
     ]
-    # In-place changes raise a tensor's version, and a replaced tensor lives elsewhere: either makes the cached hash stale.
+    # In-place changes raise a tensor's version, and a replaced tensor lives elsewhere: either makes the
+    # cached hash stale.
     state = tuple((name, tensor.data_ptr(), tensor._version, tensor.dtype) for name, tensor in tensors)
     cached = _cache.get(pipe)
     if cached is not None and cached[0] == state:

@@ -1,8 +1,10 @@
-"""Generate images through the pipeline's own ``__call__``, so that what is measured is what a diffusers user runs.
+"""Generate images through the pipeline's own ``__call__``, so that what is measured is what a diffusers user
+runs.
 
-Every prompt has its own generator, seeded with its own seed, so an image's noise does not depend on which other prompts share
-its batch. The arithmetic of a batch may still differ from that of its members in the last bit on some CPUs (kernels are chosen
-by shape); for bit-equal reruns keep the batch size and the order of the prompts.
+Every prompt has its own generator, seeded with its own seed, so an image's noise does not depend on which
+other prompts share its batch. The arithmetic of a batch may still differ from that of its members in the last
+bit on some CPUs (kernels are chosen by shape); for bit-equal reruns keep the batch size and the order of the
+prompts.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from probe.errors import EmptyPrompts, InvalidRequest, UnsupportedPipeline
+from probe.model.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from probe.interventions.intervention import Intervention
@@ -34,8 +36,9 @@ class GenerationDefaults(NamedTuple):
     guidance: float
 
 
-def generation_defaults(pipe: DiffusionPipeline) -> GenerationDefaults:
-    """The model's own defaults: ``denoscope.json`` in its folder if there is one, else those of its ``__call__``.
+def generation_defaults(pipe: Pipeline) -> GenerationDefaults:
+    """The model's own defaults: ``denoscope.json`` in its folder if there is one, else those of its
+    ``__call__``.
 
     Raises:
         InvalidRequest: the file is there, but is not ``{"steps": int >= 1, "guidance": number >= 0}``.
@@ -47,7 +50,9 @@ def generation_defaults(pipe: DiffusionPipeline) -> GenerationDefaults:
             found = json.loads(path.read_text(encoding="utf-8"))
             steps, guidance = found["steps"], found["guidance"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidRequest(f"{path.name} of {model_label(pipe)}: expected steps and guidance, got {error!r}.") from error
+            raise InvalidRequest(
+                f"{path.name} of {model_label(pipe)}: expected steps and guidance, got {error!r}."
+            ) from error
         return GenerationDefaults(_checked_steps(steps), _checked_guidance(guidance))
     parameters = inspect.signature(pipe.__call__).parameters
     steps = parameters["num_inference_steps"].default if "num_inference_steps" in parameters else 50
@@ -56,7 +61,7 @@ def generation_defaults(pipe: DiffusionPipeline) -> GenerationDefaults:
 
 
 def generate(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -69,7 +74,8 @@ def generate(
     """Generate one image for each (prompt, seed).
 
     Args:
-        pipe: any text-to-image pipeline, or a class-conditional one (DiT), whose prompts are class names or numbers.
+        pipe: any text-to-image pipeline, or a class-conditional one (DiT), whose prompts are class names or
+            numbers.
         prompts: N prompts.
         seeds: N seeds of the initial noise.
         steps: denoising steps; the model's default if None.
@@ -100,17 +106,17 @@ def generate(
 
 
 def run_batch(
-    pipe: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
 ) -> np.ndarray:
     """One call of the pipeline: uint8 images (B, height, width, 3)."""
     kwargs = call_kwargs(pipe, prompts, seeds, steps=steps, guidance=guidance)
     with no_progress_bar(pipe):
-        images = pipe(**kwargs).images  # type: ignore[operator]
+        images = pipe(**kwargs).images
     return (np.asarray(images, dtype=np.float32) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def call_kwargs(
-    pipe: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
 ) -> dict[str, Any]:
     """Arguments of ``pipe.__call__`` for a batch, as far as its signature takes them.
 
@@ -131,13 +137,14 @@ def call_kwargs(
         kwargs["class_labels"] = _class_labels(pipe, prompts)
     else:
         raise UnsupportedPipeline(
-            f"{type(pipe).__name__} takes neither 'prompt' nor 'class_labels'; only conditional generation is supported."
+            f"{type(pipe).__name__} takes neither 'prompt' nor 'class_labels'; only conditional generation "
+            "is supported."
         )
     return kwargs
 
 
 @contextmanager
-def no_progress_bar(pipe: DiffusionPipeline) -> Iterator[None]:
+def no_progress_bar(pipe: Pipeline) -> Iterator[None]:
     """Switch the pipeline's own progress bar off, and back to what it was."""
     before: dict[str, Any] | None = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**((before or {}) | {"disable": True}))
@@ -147,7 +154,7 @@ def no_progress_bar(pipe: DiffusionPipeline) -> Iterator[None]:
         pipe.set_progress_bar_config(**(before or {}))
 
 
-def model_label(pipe: DiffusionPipeline) -> str:
+def model_label(pipe: Pipeline) -> str:
     """Class and name of a pipeline, for messages."""
     from probe.model.fingerprint import model_name
 
@@ -155,7 +162,7 @@ def model_label(pipe: DiffusionPipeline) -> str:
 
 
 @contextmanager
-def _edited(pipe: DiffusionPipeline, interventions: Sequence[Intervention]) -> Iterator[None]:
+def _edited(pipe: Pipeline, interventions: Sequence[Intervention]) -> Iterator[None]:
     if not interventions:
         yield
         return
@@ -165,7 +172,7 @@ def _edited(pipe: DiffusionPipeline, interventions: Sequence[Intervention]) -> I
         yield
 
 
-def _class_labels(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[int]:
+def _class_labels(pipe: Pipeline, prompts: Sequence[str]) -> list[int]:
     lookup = getattr(pipe, "labels", None) or {}
     labels = []
     for prompt in prompts:
@@ -175,7 +182,8 @@ def _class_labels(pipe: DiffusionPipeline, prompts: Sequence[str]) -> list[int]:
             labels.append(int(lookup[prompt]))
         else:
             raise InvalidRequest(
-                f"{type(pipe).__name__} is conditioned on classes: {prompt!r} is neither a class number nor one of its "
+                f"{type(pipe).__name__} is conditioned on classes: {prompt!r} is neither a class number nor "
+                "one of its "
                 f"{len(lookup)} class names."
             )
     return labels

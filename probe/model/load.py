@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,11 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.utils import logging as transformers_logging
 
 from probe.errors import ModelNotFound, UnsupportedPipeline
-
-if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as Pipeline
-else:
-    Pipeline = DiffusionPipeline
+from probe.model.pipeline import Pipeline
 
 
 def load_pipeline(
@@ -27,9 +22,11 @@ def load_pipeline(
     """Load a diffusers pipeline.
 
     Args:
-        name_or_folder: ``"canvas"`` for the embedded model, a folder written by ``save_pretrained``, or a hub id such as
-            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A folder is read without any network access.
-        dtype: floating-point type of the weights in memory. fp16 files are for storage: on a CPU use float32 or bfloat16.
+        name_or_folder: ``"canvas"`` for the embedded model, a folder written by ``save_pretrained``, or a hub
+            id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A folder is read without any network
+            access.
+        dtype: floating-point type of the weights in memory. fp16 files are for storage: on a CPU use float32
+            or bfloat16.
         device: where the pipeline goes.
 
     Returns:
@@ -37,7 +34,8 @@ def load_pipeline(
 
     Raises:
         ModelNotFound: nothing is there, or the folder holds no pipeline, or its weights are not safetensors.
-        UnsupportedPipeline: the folder asks for a pipeline class that this version of diffusers does not know.
+        UnsupportedPipeline: the folder asks for a pipeline class that this version of diffusers does not
+            know.
     """
     name = str(name_or_folder)
     folder = _canvas_folder() if name == "canvas" else Path(name).expanduser()
@@ -51,7 +49,8 @@ def load_pipeline(
         )
     if not is_local and _looks_like_a_path(name):
         raise ModelNotFound(
-            f"load_pipeline: there is no folder {name!r}. Expected 'canvas', an existing pipeline folder, or a hub id "
+            f"load_pipeline: there is no folder {name!r}. Expected 'canvas', an existing pipeline folder, or "
+            "a hub id "
             "of the form 'owner/name'. Check the path, or download the model first and give its folder."
         )
     try:
@@ -63,15 +62,20 @@ def load_pipeline(
                 trust_remote_code=False,
                 local_files_only=is_local,
             )
-    except (OSError, HFValidationError) as error:  # missing files, refused downloads, weights in another format
+    except (
+        OSError,
+        HFValidationError,
+    ) as error:  # missing files, refused downloads, weights in another format
         raise ModelNotFound(
             f"load_pipeline: cannot load {_shown(name, folder)}: {_first_line(error)} "
             "Expected 'canvas', a pipeline folder with safetensors weights, or a hub id that can be reached. "
-            "To convert other weights: load them once with diffusers and call save_pretrained(folder, safe_serialization=True)."
+            "To convert other weights: load them once with diffusers and call save_pretrained(folder, "
+            "safe_serialization=True)."
         ) from error
     except (AttributeError, ValueError) as error:
         raise UnsupportedPipeline(
-            f"load_pipeline: {_shown(name, folder)} does not describe a pipeline that this diffusers can build: "
+            f"load_pipeline: {_shown(name, folder)} does not describe a pipeline that this diffusers can "
+            "build: "
             f"{_first_line(error)} Check model_index.json, or update diffusers."
         ) from error
     pipe.to(device)
@@ -117,12 +121,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Switch the loaders' progress bars off, and back to what they were."""
+    """Switch the loaders' progress bars and remarks off, and back to what they were.
+
+    Diffusers remarks on every component that is not of the pipeline's usual class, such as a tiny autoencoder.
+    """
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     switches = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
     for log in switches:
         log.disable_progress_bar()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(level)
         for log in switches:
             log.enable_progress_bar()

@@ -16,22 +16,22 @@ import math
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from probe.errors import InvalidRequest, UnsupportedPipeline
+from probe.model.pipeline import Pipeline
 
 
-def schedule(pipe: DiffusionPipeline, steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def schedule(pipe: Pipeline, steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Timesteps and noise levels for a number of steps; the pipeline's own scheduler is left as it is.
 
     Args:
-        pipe: a pipeline whose scheduler sets its timesteps from a step count alone. For one that shifts them with the image
-            size (FLUX), use ``schedule_of`` during or after a generation.
+        pipe: a pipeline whose scheduler sets its timesteps from a step count alone. For one that shifts them
+            with the image size (FLUX), use ``schedule_of`` during or after a generation.
         steps: number of denoising steps, at least 1.
 
     Returns:
-        ``(timesteps, log_snr)`` in sampling order, step 0 = most noise. Fractional timesteps are rounded. Schedulers that
-        call the denoiser more than once a step (PNDM, Heun) list every call.
+        ``(timesteps, log_snr)`` in sampling order, step 0 = most noise. Fractional timesteps are rounded.
+        Schedulers that call the denoiser more than once a step (PNDM, Heun) list every call.
 
     Raises:
         InvalidRequest: ``steps`` is not positive.

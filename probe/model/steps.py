@@ -1,6 +1,7 @@
 """Where a running pipeline is: which denoising step, and which half of the batch is which guidance branch.
 
-Hooks must not count calls: a counter is wrong after an aborted generation, and off by one in the next. The step is looked up
+Hooks must not count calls: a counter is wrong after an aborted generation, and off by one in the next. The
+    step is looked up
 instead from the timestep that the denoiser is called with, in the scheduler's own list of timesteps.
 """
 
@@ -11,15 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from probe.errors import UnsupportedPipeline
+from probe.model.pipeline import Pipeline
 
 BRANCHES = ("uncond", "cond")
 _DENOISERS = ("unet", "transformer", "prior")
 
 
-def denoiser(pipe: DiffusionPipeline) -> tuple[str, torch.nn.Module]:
+def denoiser(pipe: Pipeline) -> tuple[str, torch.nn.Module]:
     """The component that is called at every step, with its name (``"unet"`` or ``"transformer"``).
 
     Raises:
@@ -35,11 +36,12 @@ def denoiser(pipe: DiffusionPipeline) -> tuple[str, torch.nn.Module]:
     )
 
 
-def branch_layout(pipe: DiffusionPipeline, call: dict[str, Any] | None = None) -> tuple[str, ...]:
+def branch_layout(pipe: Pipeline, call: dict[str, Any] | None = None) -> tuple[str, ...]:
     """The guidance branches along the denoiser's batch, in order, for the generation that is running.
 
-    Stable Diffusion, SDXL, SD3 and their relatives double the batch with the unconditional half first. DiT puts it last and
-    says so only through its null labels. A pipeline that embeds its guidance (FLUX) runs the conditional branch alone.
+    Stable Diffusion, SDXL, SD3 and their relatives double the batch with the unconditional half first. DiT
+    puts it last and says so only through its null labels. A pipeline that embeds its guidance (FLUX) runs the
+    conditional branch alone.
 
     Args:
         pipe: the pipeline, inside its ``__call__``.
@@ -68,12 +70,13 @@ def branch_layout(pipe: DiffusionPipeline, call: dict[str, Any] | None = None) -
 class StepClock:
     """Knows the current step of a pipeline while it generates.
 
-    Attach it with ``with StepClock(pipe) as clock``; hooks of modules inside the denoiser then read ``clock.step`` (position
-    in sampling order, 0 = most noise), ``clock.t`` (the scheduler's timestep), ``clock.branches`` (see ``branch_layout``) and
-    ``clock.calls`` (a number that differs between any two denoiser calls). ``on_call`` runs at the start of each call.
+    Attach it with ``with StepClock(pipe) as clock``; hooks of modules inside the denoiser then read
+    ``clock.step`` (position in sampling order, 0 = most noise), ``clock.t`` (the scheduler's timestep),
+    ``clock.branches`` (see ``branch_layout``) and ``clock.calls`` (a number that differs between any two
+    denoiser calls). ``on_call`` runs at the start of each call.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, on_call: Callable[[], None] | None = None) -> None:
+    def __init__(self, pipe: Pipeline, on_call: Callable[[], None] | None = None) -> None:
         self.step = -1
         self.t = float("nan")
         self.branches: tuple[str, ...] = ()
@@ -112,7 +115,8 @@ class StepClock:
             self.step = -1
         if timestep is None:
             raise UnsupportedPipeline(
-                f"{type(self._pipe).__name__} calls its {type(self._module).__name__} without a 'timestep' argument, "
+                f"{type(self._pipe).__name__} calls its {type(self._module).__name__} without a 'timestep' "
+                "argument, "
                 "so the step cannot be known."
             )
         t = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
@@ -124,6 +128,7 @@ class StepClock:
                     return found[found.index(self.step) + 1]
                 return found[0]
         raise UnsupportedPipeline(
-            f"{type(self._pipe).__name__} calls its {type(self._module).__name__} at timestep {t:g}, which is not in the "
+            f"{type(self._pipe).__name__} calls its {type(self._module).__name__} at timestep {t:g}, which "
+            "is not in the "
             f"scheduler's list ({self._values[0]:g} ... {self._values[-1]:g})."
         )

@@ -178,9 +178,7 @@ def _save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema:
     _write(folder / "ema.safetensors", ema)
 
 
-def _restore(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: dict[str, Tensor]
-) -> int:
+def _restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: dict[str, Tensor]) -> int:
     """Load the checkpoint of a folder, if there is one; the number of steps already taken."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -196,4 +194,3 @@ def _restore(
             moments.setdefault(int(i), {})[field] = v
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return int(state["step"])
-

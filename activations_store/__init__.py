@@ -1,0 +1,32 @@
+"""activations_store: recorded activations on disk. Plain zarr v3 plus commit records.
+
+Write with `StoreWriter` (whole shards, in any order, killed and resumed at will), read with
+`ActivationStore`, train from `RowLoader`. The format is specified in docs/store-format.md. Importing this
+package imports numpy and a checksum, nothing heavy.
+"""
+
+from . import errors
+from .background import AsyncShardWriter
+from .leftovers import gc
+from .loader import RowBatch, RowLoader
+from .records import CommitRecord, SiteRecord
+from .spec import SiteSpec, StoreSpec
+from .store import ActivationStore, SiteView
+from .verify import Problem
+from .writer import StoreWriter
+
+__all__ = [
+    "ActivationStore",
+    "AsyncShardWriter",
+    "CommitRecord",
+    "Problem",
+    "RowBatch",
+    "RowLoader",
+    "SiteRecord",
+    "SiteSpec",
+    "SiteView",
+    "StoreSpec",
+    "StoreWriter",
+    "errors",
+    "gc",
+]

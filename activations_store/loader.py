@@ -1,0 +1,251 @@
+"""Shuffled rows for training, at the speed of the disk.
+
+Two pools of `pool_rows` rows are allocated once. While batches are drawn from one, reader threads fill the
+other: each block is one positioned read straight into the pool, checked by crc32c. When the first is used up
+they swap. The order is that of shuffle.py and does not depend on the number of threads.
+
+Memory: 2 x pool_rows x (row bytes + 40). Good shuffling needs a pool that holds many images: 65,536 rows are
+256 maps of 256 tokens.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from .errors import InvalidSelection, MissingSamples, explain
+from .selection import BranchSelection, Selection, resolve, resolve_branches
+from .shuffle import RowOrder, Segments
+from .store import ActivationStore
+
+
+class RowBatch(NamedTuple):
+    """B rows of one site.
+
+    Attributes:
+        x: (B, d) float32.
+        sample, step, branch, token: (B,) int64; where each row comes from. `branch` indexes `spec.branches`.
+    """
+
+    x: np.ndarray
+    sample: np.ndarray
+    step: np.ndarray
+    branch: np.ndarray
+    token: np.ndarray
+
+
+@dataclass
+class _Window:
+    """A pool with the rows [lo, lo + n) of one epoch in it."""
+
+    epoch: int
+    lo: int
+    n: int
+    pool: np.ndarray
+    order: np.ndarray
+    where: np.ndarray
+
+
+class RowLoader:
+    """An endless stream of shuffled batches, a pure function of (store, selection, seed, rank, world,
+    batch_size, pool_rows, position).
+
+    Args:
+        store: where from.
+        site: site name.
+        batch_size: rows a batch, B. Batches are always full and may span two epochs.
+        seed: of the order, 0 or more.
+        steps, tokens: what to keep; None for all.
+        branches: names or numbers to keep; None for all.
+        samples: numbers or mask to keep; None for all, which needs a complete store.
+        pool_rows: rows of a pool.
+        rank, world: this reader's share: row sequences of ranks are disjoint and together complete.
+        position: batches to skip, at no cost: the `position` of the run that is resumed.
+        threads: reads in flight.
+
+    Raises:
+        UnknownSite, InvalidSelection: something the store does not have, or more ranks than rows.
+        MissingSamples: a sample that is not committed.
+
+    Iterating raises `CorruptShard` when bytes are not those that were committed.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        site: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        steps: Selection = None,
+        branches: BranchSelection = None,
+        samples: Selection = None,
+        tokens: Selection = None,
+        pool_rows: int = 65536,
+        rank: int = 0,
+        world: int = 1,
+        position: int = 0,
+        threads: int = 4,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("pool_rows", pool_rows, 1),
+            ("world", world, 1),
+            ("position", position, 0),
+            ("threads", threads, 1),
+        ):
+            if value < least:
+                raise InvalidSelection(
+                    explain(f"{name} is too small", found=value, expected=f"{least} or more")
+                )
+        if not 0 <= rank < world:
+            raise InvalidSelection(explain("rank is out of range", found=rank, expected=f"0 to {world - 1}"))
+        self._store = store
+        self._site = store.spec.site(site)
+        spec = store.spec
+        chosen = np.unique(resolve(samples, spec.n_samples, "sample"))
+        missing = np.setdiff1d(np.unique(chosen // spec.samples_per_shard), store.committed)
+        if len(missing):
+            raise MissingSamples(
+                explain(
+                    f"{len(missing)} shards that the loader needs are not committed in {store.path}",
+                    found=f"shard {missing[0]} missing, among others"
+                    if len(missing) > 1
+                    else f"shard {missing[0]} missing",
+                    next_step="resume the collection, or pass samples=store.committed_samples()",
+                )
+            )
+        self._order = RowOrder(
+            spec.grid(site),
+            chosen,
+            np.unique(resolve(steps, spec.n_steps, "step")),
+            np.unique(resolve_branches(branches, spec.branches)),
+            np.unique(resolve(tokens, self._site.tokens, "token")),
+            seed,
+        )
+        n_rows = self._order.n_rows
+        self._lo, self._hi = n_rows * rank // world, n_rows * (rank + 1) // world
+        if self._hi == self._lo:
+            raise InvalidSelection(
+                explain("There are more ranks than rows", found=f"{world} ranks, {n_rows} rows")
+            )
+        self.batch_size = batch_size
+        self._position = position
+        self._pool_rows = min(pool_rows, self._hi - self._lo)
+        shape = (self._pool_rows, self._site.channels)
+        self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
+        self._window: _Window | None = None
+        self._next: tuple[tuple[int, int], Future[_Window]] | None = None
+        # The planner waits for the readers, so it must not be one of them.
+        self._planner = ThreadPoolExecutor(1, "row-planner")
+        self._readers = ThreadPoolExecutor(threads, "row-reader")
+        self._threads = threads
+
+    @property
+    def position(self) -> int:
+        """Batches delivered so far; pass it as `position` to go on from here."""
+        return self._position
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of one epoch, over all ranks."""
+        return self._order.n_rows
+
+    @property
+    def rank_rows_per_epoch(self) -> int:
+        """Rows of one epoch that this rank delivers."""
+        return self._hi - self._lo
+
+    @property
+    def d(self) -> int:
+        """Length of a row."""
+        return self._site.channels
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RowBatch:
+        x = np.empty((self.batch_size, self._site.channels), np.float32)
+        where = np.empty((4, self.batch_size), np.int64)
+        done = 0
+        while done < self.batch_size:
+            epoch, offset = divmod(self._position * self.batch_size + done, self.rank_rows_per_epoch)
+            at = offset % self._pool_rows
+            window = self._get_window(epoch, self._lo + offset - at)
+            slots = window.order[at : at + self.batch_size - done]
+            part = slice(done, done + len(slots))
+            x[part] = self._site.stored_dtype.decode(window.pool.take(slots, axis=0))
+            window.where.take(slots, axis=1, out=where[:, part])
+            done += len(slots)
+        self._position += 1
+        return RowBatch(x, *where)
+
+    def close(self) -> None:
+        """Stop the threads and free the pools; the loader cannot be used afterwards."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._planner.shutdown(wait=True, cancel_futures=True)
+        self._window, self._next, self._free = None, None, []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _get_window(self, epoch: int, lo: int) -> _Window:
+        """The window that begins at row `lo`, and the one after it under way in the background."""
+        if self._window is not None and (self._window.epoch, self._window.lo) == (epoch, lo):
+            return self._window
+        if self._window is not None:
+            self._free.append(self._window.pool)
+            self._window = None
+        if self._next is None:
+            self._next = self._start(epoch, lo)
+        _, future = self._next
+        self._next = None
+        self._window = future.result()
+        after = self._window.lo + self._window.n
+        self._next = self._start(epoch + 1, self._lo) if after == self._hi else self._start(epoch, after)
+        return self._window
+
+    def _start(self, epoch: int, lo: int) -> tuple[tuple[int, int], Future[_Window]]:
+        pool = self._free.pop()
+        return (epoch, lo), self._planner.submit(self._fill, epoch, lo, pool)
+
+    def _fill(self, epoch: int, lo: int, pool: np.ndarray) -> _Window:
+        """Plan one window and read it; runs in the planner's thread."""
+        n = min(self._pool_rows, self._hi - lo)
+        segments = self._order.segments(epoch, lo, lo + n)
+        # Several tasks a thread: shards differ in how fast they come.
+        pieces = np.array_split(np.arange(len(segments.block)), min(4 * self._threads, len(segments.block)))
+        tasks = [self._readers.submit(self._read, segments, piece, pool) for piece in pieces]
+        try:
+            order = self._order.window_permutation(epoch, lo, n)
+            where = self._order.coordinates(segments)
+        finally:
+            wait(tasks)
+        for task in tasks:
+            task.result()
+        return _Window(epoch, lo, n, pool, order, where)
+
+    def _read(self, segments: Segments, piece: np.ndarray, pool: np.ndarray) -> None:
+        """Read some segments into their slots of the pool; runs in a reader's thread."""
+        g, _, _, k, channels = self._store.spec.grid(self._site.name).chunk_shape
+        scratch: np.ndarray | None = None
+        for p in piece:
+            block, first, count, slot = (
+                int(a[p]) for a in (segments.block, segments.first, segments.count, segments.slot)
+            )
+            shard, chunk = self._order.chunk_of(block)
+            reader = self._store.open_shard(self._site.name, shard)
+            target = pool[slot : slot + count]
+            if count == g * k:  # a whole chunk, in its own order: straight into the pool
+                reader.read_chunk(chunk, target.reshape(-1).view(np.uint8))
+                continue
+            if scratch is None:
+                scratch = np.empty((g, k, channels), pool.dtype)
+            reader.read_chunk(chunk, scratch.reshape(-1).view(np.uint8))
+            sample, token = self._order.rows_in_chunk(block, first, count)
+            target[...] = scratch[sample, token]

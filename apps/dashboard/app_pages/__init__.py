@@ -1,0 +1,1 @@
+"""Pages of the dashboard: plain scripts, run by ``st.navigation``."""

@@ -1,0 +1,228 @@
+"""Home: what was collected, how good the dictionary is, what unlearning achieved, and the way to every feature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from apps.dashboard import browse, figures, links, readers, results, shell
+from apps.dashboard.shell import FEATURE_PAGE, Opened, provenance, reading
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae import FeatureBundle
+
+_CARD_SIDE = 160  # pixels of a concept's picture
+
+
+def headline(opened: Opened, store: readers.Collected | None, metrics: dict[str, object], d_sae: int | None) -> None:
+    """The few numbers that say what kind of run this is."""
+    numbers: list[tuple[str, str, str]] = []
+    if store is not None:
+        share = "" if store.complete else f" of {store.n_samples:,}"
+        numbers.append(("Images", f"{store.n_committed:,}{share}", "Generations whose activations are stored."))
+        branches = " + ".join(store.branches)
+        numbers.append(("Steps", f"{store.n_steps}", f"Denoising steps recorded for each image; branches: {branches}."))
+    if d_sae is not None:
+        numbers.append(("Features", f"{d_sae:,}", "Latents of the dictionary, dead ones included."))
+    if isinstance(ev := metrics.get("explained_variance"), float):
+        numbers.append(("Explained variance", f"{100 * ev:.1f} %", "1 - FVU about the mean, over all steps, on held-out samples if there are any."))
+    if isinstance(l0 := metrics.get("l0"), float):
+        numbers.append(("L0", f"{l0:.1f}", "Features that are on in a row, on average."))
+    if isinstance(dead := metrics.get("dead_fraction"), float):
+        numbers.append(("Dead", f"{100 * dead:.1f} %", "Features that were never on in the rows of the evaluation."))
+    if numbers:
+        with st.grid(columns=6, min_column_width=130):
+            for label, value, about in numbers:
+                st.metric(label, value, help=about, border=True)
+
+
+def concepts(bundle: FeatureBundle) -> None:
+    """For each value of a factor, the feature that tells it best, with its strongest example."""
+    st.subheader("Which feature answers to which concept")
+    factors = [f for f in bundle.factors if len(bundle.concepts[f]) > 1]
+    if not factors:
+        st.caption("The prompts of this run carry no labels, so features could not be matched with concepts.")
+        return
+    st.caption(
+        "The feature whose strongest activation in an image best tells the concept from the others (AUC, 0.5 = chance), over its "
+        "strongest example. What a feature causes is not shown here."
+    )
+    factor = st.segmented_control("Factor", factors, default=factors[0], required=True, key="home_factor", label_visibility="collapsed")
+    folder = bundle.path
+    with st.grid(columns=6, min_column_width=150):
+        for concept in bundle.concepts[factor or factors[0]]:
+            feature, auc = bundle.find(factor or factors[0], concept, 1)[0]
+            with st.container(border=True, gap="xsmall"):
+                picture = readers.best_tile(folder, feature, _CARD_SIDE)
+                if picture is not None:
+                    st.image(picture, width="stretch", alt=f"Strongest example of feature {feature} with its activation map")
+                st.text(concept, width="stretch")
+                st.page_link(
+                    FEATURE_PAGE,
+                    label=f"feature {feature} · AUC {auc:.2f}",
+                    query_params={links.FEATURE: str(feature)},
+                    width="stretch",
+                )
+
+
+def unlearning(opened: Opened) -> None:
+    """What unlearning achieved, with intervals."""
+    st.subheader("Unlearning")
+    record = readers.measurement(opened.run)
+    found = results.scores(record["rows"]) if record else []
+    if not found:
+        st.caption("Nothing has been unlearned in this run. Unlearn one label and score it with:")
+        st.code(f"denoscope unlearn --run {opened.run.folder} --object star", language="bash")
+        return
+    st.caption("The concept is removed by editing features while the model generates; a judge that never saw the model scores the images.")
+    left, right = st.columns([3, 2], vertical_alignment="center")
+    with left:
+        st.dataframe(results.table(found), hide_index=True, alt="Unlearning scores with 95 % intervals")
+        st.caption("Values with 95 % intervals over prompts and seeds. " + " ".join(f"**{results.METRICS[m]}**: {text}." for m, text in results.MEANINGS.items()))
+    with right:
+        figure = figures.intervals(results.chart_rows(found), x_title="share, with 95 % interval")
+        st.plotly_chart(figure, config=figures.CONFIG, key="home_unlearning", alt="Scores of the edited models with their intervals; the table beside it has the numbers")
+
+
+def browser(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
+    """The sortable table of all features, its filters, and the jump to one."""
+    st.subheader("All features")
+    labelled = [f for f in bundle.factors if len(bundle.concepts[f]) > 1]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        factor = st.selectbox("Factor", ["any", *labelled], key="home_filter_factor", width=150) if labelled else "any"
+        names = list(bundle.concepts[factor]) if factor != "any" else []
+        concept = st.selectbox("Best concept", ["any", *names], key="home_filter_concept", width=180, disabled=not names)
+        least = st.slider("AUC at least", 0.5, 1.0, 0.5, 0.01, key="home_filter_auc", width=180, disabled=not labelled)
+        dead = st.toggle("Dead", False, key="home_filter_dead", help="Show features that never fire.")
+        dense = st.toggle("Dense", True, key="home_filter_dense", help=f"Show features on in more than {bundle.info['dense_above']:.0%} of all rows.")
+    chosen = browse.chosen(frame, labelled, factor=factor, concept=concept, least_auc=least, dead=dead, dense=dense)
+    table = browse.table(chosen, labelled, factor)
+    if not len(table):
+        st.info(browse.tightest(frame, labelled, factor=factor, concept=concept, least_auc=least, dead=dead, dense=dense), icon=":material/filter_alt_off:")
+    else:
+        event = st.dataframe(
+            table,
+            hide_index=True,
+            height=420,
+            on_select="rerun",
+            selection_mode="single-row",
+            column_config=_columns(),
+            key="home_table",
+            alt=f"Table of {len(table)} features with density, activation, best concept and AUC",
+        )
+        rows = event["selection"]["rows"]
+        if rows and rows[0] < len(table):
+            st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(int(table["Feature"].iloc[rows[0]]))})
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        feature = st.number_input("Open feature", 0, bundle.n_features - 1, 0, 1, key="home_jump", width=160)
+        if st.button("Open", key="home_open", type="primary"):
+            st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(feature)})
+        st.caption(f"{len(table):,} of {bundle.n_features:,} features. Click the box before a row to open it, a column's title to sort.")
+
+
+def _columns() -> dict[str, object]:
+    number = st.column_config.NumberColumn
+    return {
+        "Feature": number(format="%d", width="small", pinned=True),
+        "Density": number(format="percent", width="small", help="Share of rows in which the feature is on."),
+        "Images": number(format="percent", width="small", help="Share of images in which it is on anywhere, at any step."),
+        "Max": number(format="%.2f", width="small", help="Largest activation, in the units of the site."),
+        "Peak step": number(format="%d", width="small", help="Step with the largest mean activation."),
+        "Concept": st.column_config.TextColumn(help="The concept that its strongest activation in an image tells best."),
+        "AUC": st.column_config.ProgressColumn(
+            format="%.2f", min_value=0.5, max_value=1.0, help="How well it tells that concept; 0.5 = chance."
+        ),
+        "Over steps": st.column_config.LineChartColumn(y_min=0, y_max=1, help="Mean activation over steps, noise to image, each on its own scale."),
+        "State": st.column_config.TextColumn(width="small", help="dead: never on. dense: on in more than a tenth of all rows."),
+    }
+
+
+def quality(opened: Opened, metrics: dict[str, object], frame: pd.DataFrame, bundle: FeatureBundle) -> None:
+    """How well the dictionary reconstructs, step by step, and how often its features fire."""
+    st.subheader("The dictionary")
+    left, right = st.columns(2)
+    with left:
+        per_step = metrics.get("ev_per_step")
+        if isinstance(per_step, list) and len(per_step) == len(bundle.steps):
+            axis = shell.time_axis(bundle.steps, bundle.timesteps, bundle.log_snr)
+            figure = figures.over_time(axis, {"explained variance": per_step}, y_title="explained variance", y_range=(0, 1.02))
+            st.plotly_chart(figure, config=figures.CONFIG, key="home_ev", alt="Explained variance at each denoising step")
+            st.caption("Explained variance of the rows of each step, about that step's own mean; the overall value can exceed all of them.")
+        else:
+            st.caption("The metrics of this dictionary have no values by step. Train it again to measure them.")
+    with right:
+        figure = figures.density_histogram(frame["density"].to_numpy(), dense_above=float(bundle.info["dense_above"]))
+        st.plotly_chart(figure, config=figures.CONFIG, key="home_density", alt="Histogram of feature densities on a logarithmic axis")
+        dead, dense = int(frame["dead"].sum()), int(frame["dense"].sum())
+        st.caption(f"How often features fire: {dead:,} of {len(frame):,} never do (not in the histogram), {dense:,} are dense.")
+
+
+def collection(store: readers.Collected) -> None:
+    """What was recorded, from which model."""
+    st.subheader("The collection")
+    left, right = st.columns(2)
+    with left:
+        st.dataframe(
+            [{"Site": n, "Tokens": t, "Channels": c, "Stored as": kind} for n, t, c, kind in store.sites],
+            hide_index=True,
+            alt="Recorded sites",
+        )
+        st.caption(
+            f"{store.n_samples:,} images x {store.n_steps} steps x {len(store.branches)} branches "
+            f"({', '.join(store.branches)}); {browse.size(store.n_bytes)} of activations when complete."
+        )
+        with st.expander("Prompts", icon=":material/notes:"):
+            st.text("\n".join(store.prompts))
+            st.caption(f"The first {len(store.prompts)} of {store.n_samples:,}. Labelled factors: {', '.join(store.factors) or 'none'}.")
+    with right:
+        st.dataframe(
+            [{"Model": key, "Value": text} for key, text in browse.flat(store.model)],
+            hide_index=True,
+            height=260,
+            alt="Fingerprint of the model",
+        )
+        st.caption("The model's fingerprint. Recipes made in this run refuse any other model.")
+
+
+def page() -> None:
+    """The whole page, as far as the run goes."""
+    opened = shell.opened()
+    store, bundle, frame, metrics = None, None, None, {}
+    st.title(opened.run.name, anchor=False)
+    with reading("The store"):
+        store = readers.collected(opened.run)
+    if opened.bundle is not None:
+        with reading("The feature bundle"):
+            bundle, frame = readers.bundle(opened.bundle), readers.features(opened.bundle)
+    if opened.sae is not None:
+        with reading("The dictionary's metrics"):
+            metrics = readers.metrics(opened.sae)
+    if bundle is not None:
+        metrics = metrics or bundle.info["metrics"]
+    site = bundle.info["site"] if bundle else (store.sites[0][0] if store else "")
+    model = browse.model_name(store.model if store else (bundle.info["store"]["fingerprint"] if bundle else {}))
+    st.caption(shell.problem_text(" · ".join(part for part in (model, site) if part)))
+    headline(opened, store, metrics, bundle.n_features if bundle else None)
+    with reading("The store"):
+        if (missing := shell.next_step(opened.run, opened.name)) is not None:
+            shell.show_next_step(*missing)
+    if bundle is not None and frame is not None:
+        with reading("The feature bundle"):
+            concepts(bundle)
+    with reading("The results"):
+        if bundle is not None or opened.run.results.is_file():
+            unlearning(opened)
+    if bundle is not None and frame is not None:
+        with reading("The feature bundle"):
+            browser(frame, bundle)
+            quality(opened, metrics, frame, bundle)
+    if store is not None:
+        collection(store)
+    if bundle is not None:
+        provenance(*browse.provenance(bundle))
+
+
+page()

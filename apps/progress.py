@@ -1,0 +1,69 @@
+"""Progress for people: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@contextmanager
+def bar(label: str, unit: str = "image") -> Iterator[Progress]:
+    """A bar on standard error that takes (done, total)."""
+    from tqdm import tqdm
+
+    shown: tqdm | None = None
+    on_terminal = sys.stderr.isatty()
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None:
+            shown = tqdm(
+                total=total,
+                desc=label,
+                unit=f" {unit}s",
+                initial=0,
+                # A log file gets a line every half minute instead of a bar that redraws itself.
+                mininterval=0.2 if on_terminal else 30.0,
+                maxinterval=0.5 if on_terminal else 60.0,
+                dynamic_ncols=on_terminal,
+                leave=on_terminal,
+            )
+        shown.update(done - shown.n)
+
+    try:
+        yield update
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+class Clock:
+    """Elapsed time since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(int(self.seconds), 60)
+        return f"{minutes}:{seconds:02d}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A plain text table: first column left, the others right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        first = f"{cells[0]:<{widths[0]}}"
+        return "  ".join([first, *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:], strict=True))]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])

@@ -1,0 +1,331 @@
+"""Unlearn concepts of canvas with a run's dictionaries, and score what was removed and what survived.
+
+Three disjoint sets of prompts and seeds: the store's (concept scores), the validation grid's (hyper-parameters) and the scored
+grid's (results). A setting is chosen on validation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.errors import InvalidOption
+from apps.images import read_image, save_png
+from apps.measurement import read_json, write_json
+from apps.progress import Progress
+from apps.prompts import balanced
+from apps.runs import Run
+from apps.stages import key_hash
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from probe.canvas import Judge
+    from probe.interventions import Intervention
+    from probe.unlearning import ConceptScores, PromptGrid, Setting, UnlearnScores
+    from sae import TopKSAE
+
+DOMAINS = ("object", "style")
+SCORED_SEED, VALIDATION_SEED = 2_000_000, 1_000_000
+"""First seeds of the two grids; stores count from 0."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are generated.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: guidance scale.
+        batch_size: images at a time.
+    """
+
+    steps: int
+    guidance: float
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An unlearning edit and what it was made with.
+
+    Attributes:
+        factor: the target's factor.
+        label: the target.
+        setting: hyper-parameters.
+        intervention: the edit.
+        tried: what the search on validation found, best first; empty without a search.
+    """
+
+    factor: str
+    label: str
+    setting: Setting
+    intervention: Intervention
+    tried: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def name(self) -> str:
+        """Folder name: ``object-star``."""
+        return f"{self.factor}-{self.label}"
+
+
+def scored_grid(n_seeds: int, *, objects: Sequence[str] = (), styles: Sequence[str] = ()) -> PromptGrid:
+    """Every object in every style with every seed; colours and backgrounds follow a Latin square.
+
+    Args:
+        n_seeds: seeds of each combination.
+        objects, styles: restrict the grid; all if empty.
+    """
+    from probe.canvas import BACKGROUNDS, COLOURS, OBJECTS, STYLES, caption
+    from probe.unlearning import PromptGrid
+
+    return PromptGrid.product(
+        caption,
+        {"object": tuple(objects) or OBJECTS, "style": tuple(styles) or STYLES},
+        range(SCORED_SEED, SCORED_SEED + n_seeds),
+        rotate={"colour": COLOURS, "background": BACKGROUNDS},
+    )
+
+
+def validation_grid(
+    factor: str,
+    label: str,
+    *,
+    n_target: int,
+    n_retain: int,
+    exclude: Collection[str],
+    within: Mapping[str, Sequence[str]] | None = None,
+) -> PromptGrid:
+    """Balanced prompts with and without a target, each with its own seed, none of them in ``exclude``."""
+    from probe.canvas import FACTORS
+    from probe.unlearning import PromptGrid
+
+    values = {name: tuple((within or {}).get(name) or FACTORS[name]) for name in DOMAINS}
+    others = tuple(value for value in values[factor] if value != label)
+    parts = [
+        balanced(n_target, split="all", exclude=exclude, **(values | {factor: (label,)})),
+        balanced(n_retain, split="all", exclude=exclude, seed=1, **(values | {factor: others})),
+    ]
+    prompts = parts[0].prompts + parts[1].prompts
+    labels = {name: parts[0].labels[name] + parts[1].labels[name] for name in FACTORS}
+    return PromptGrid(prompts, tuple(range(VALIDATION_SEED, VALIDATION_SEED + len(prompts))), labels)
+
+
+def make_edit(
+    factor: str,
+    label: str,
+    settings: Sequence[Setting],
+    *,
+    sae: TopKSAE,
+    scores: ConceptScores,
+    timesteps: Sequence[int],
+    pipe: DiffusionPipeline,
+    judge: Judge,
+    sampling: Sampling,
+    validation: PromptGrid,
+    progress: Progress | None = None,
+) -> Edit:
+    """The edit of a target, with the setting that is best on the validation grid (mean of clean UA, IRA and CRA).
+
+    A single setting is taken as it is, without generating anything.
+    """
+    from probe.unlearning import saeuron, search
+
+    if not settings:
+        raise InvalidOption(f"unlearn: there is no setting to try for {factor} {label!r}.")
+    by_name = {setting_text(setting): setting for setting in settings}
+    edits = {
+        name: saeuron(scores, label, dictionary=sae, site=sae.config.site, setting=setting, timesteps=timesteps)
+        for name, setting in by_name.items()
+    }
+    if len(edits) == 1:
+        name = next(iter(edits))
+        return Edit(factor, label, by_name[name], edits[name])
+    found = search(
+        pipe,
+        judge,
+        validation,
+        (factor, label),
+        {name: [edit] for name, edit in edits.items()},
+        progress=progress,
+        **asdict(sampling),
+    )
+    tried = [
+        {"setting": c.name, "objective": c.objective}
+        | {m: c.scores[m].value for m in ("ua", "ua_clean", "ira", "cra", "artifacts")}
+        for c in found
+    ]
+    best = found[0].name
+    return Edit(factor, label, by_name[best], edits[best], tried)
+
+
+def baseline_images(
+    run: Run, pipe: DiffusionPipeline, grid: PromptGrid, sampling: Sampling, *, progress: Progress | None = None
+) -> np.ndarray:
+    """The unedited images of a grid, from the run folder if they are there, uint8 (N, H, W, 3)."""
+    from probe.model import fingerprint, generate
+    from probe.model.fingerprint import fingerprint_hash
+
+    folder = run.new("unlearn", "baseline")
+    key = key_hash(
+        {"model": fingerprint_hash(fingerprint(pipe)), "grid": grid_record(grid), "sampling": asdict(sampling)}
+    )
+    mark = folder / "grid.json"
+    paths = [folder / f"{i:06d}.png" for i in range(len(grid))]
+    if mark.is_file() and all(path.is_file() for path in paths) and read_json(mark).get("key_hash") == key:
+        return np.stack([read_image(path) for path in paths])
+    mark.unlink(missing_ok=True)
+    images = generate(pipe, grid.prompts, grid.seeds, progress=progress, **asdict(sampling))
+    for path, image in zip(paths, images, strict=True):
+        save_png(path, image)
+    write_json(mark, {"key_hash": key, "grid": grid_record(grid)})  # last: without it the images do not count
+    return images
+
+
+def run_edit(
+    run: Run,
+    edit: Edit,
+    pipe: DiffusionPipeline,
+    judge: Judge,
+    grid: PromptGrid,
+    before: np.ndarray,
+    sampling: Sampling,
+    *,
+    shown: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Generate the grid with the edit, judge it, save the recipe and the images that are shown.
+
+    Returns:
+        JSON values: judged labels, artifacts and change of each image, setting, paths relative to the run folder.
+    """
+    from probe.interventions import Recipe
+    from probe.model import generate
+    from probe.unlearning import Predictions
+    from probe.unlearning.evaluate import pixel_change
+
+    images = generate(
+        pipe, grid.prompts, grid.seeds, interventions=[edit.intervention], progress=progress, **asdict(sampling)
+    )
+    judged = Predictions.of(judge(images), DOMAINS)
+    folder = run.new("unlearn", edit.name)
+    for i in shown:
+        save_png(folder / f"{i:06d}.png", images[i])
+    recipe = run.new("recipes", edit.name)
+    _remove_recipe(recipe)
+    about = {"target": [edit.factor, edit.label], "setting": setting_text(edit.setting), "method": "saeuron"}
+    Recipe.of(pipe, [edit.intervention], about).save(recipe)
+    return {
+        "factor": edit.factor,
+        "label": edit.label,
+        "setting": setting_text(edit.setting),
+        "site": str(edit.intervention.where),
+        "tried": list(edit.tried),
+        "judged": {name: list(values) for name, values in judged.labels.items()},
+        "artifact": judged.artifact.tolist(),
+        "change": pixel_change(before, images).tolist(),
+        "shown": [int(i) for i in shown],
+        "recipe": f"recipes/{edit.name}",
+    }
+
+
+def score_record(grid: PromptGrid, record: Mapping[str, Any], *, n_boot: int = 1000) -> UnlearnScores:
+    """Scores of a target from what ``run_edit`` or ``judge_baseline`` kept."""
+    from probe.unlearning import Predictions, score
+
+    factor = record["factor"]
+    change = record.get("change")
+    return score(
+        factor,
+        record["label"],
+        grid.labels,
+        Predictions(record["judged"], np.asarray(record["artifact"], bool)),
+        cross=DOMAINS[1 - DOMAINS.index(factor)],
+        prompts=grid.prompts,
+        seeds=grid.seeds,
+        change=None if change is None else np.asarray(change, float),
+        n_boot=n_boot,
+    )
+
+
+def judge_baseline(judge: Judge, images: np.ndarray) -> dict[str, Any]:
+    """What the judge sees in the unedited images, as ``run_edit`` keeps it."""
+    from probe.unlearning import Predictions
+
+    judged = Predictions.of(judge(images), DOMAINS)
+    return {"judged": {name: list(v) for name, v in judged.labels.items()}, "artifact": judged.artifact.tolist()}
+
+
+def result_rows(
+    grid: PromptGrid, records: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(rows, ratios) of a measurement: each target edited and unedited, then the averages of each factor."""
+    from probe.unlearning import average
+
+    rows: list[dict[str, Any]] = []
+    by_factor: dict[str, list[UnlearnScores]] = {}
+    for record in records:
+        scores = score_record(grid, record)
+        unedited = {"factor": record["factor"], "label": record["label"], **baseline}
+        by_factor.setdefault(record["factor"], []).append(scores)
+        extra = {"site": record["site"], "setting": record["setting"]}
+        rows += [scores.row() | {"edit": True} | extra, score_record(grid, unedited).row() | {"edit": False}]
+    ratios: dict[str, float] = {}
+    for factor, found in by_factor.items():
+        mean = average(found)
+        if len(found) > 1:
+            rows.append(mean.row() | {"edit": True, "n_targets": len(found)})
+        ratios |= {f"{factor}_{name}": mean[name].value for name in ("ua", "ira", "cra", "artifacts")}
+        ratios |= {f"{factor}_{name}": mean[name].value for name in ("artifacts_retain", "change_retain")}
+    return rows, ratios
+
+
+def shown_rows(grid: PromptGrid, factor: str, label: str, n: int) -> list[int]:
+    """Rows of a grid for people: n of the target and n of the rest, spread over the labels, one seed."""
+    first = [i for i, seed in enumerate(grid.seeds) if seed == grid.seeds[0]]
+    target = [i for i in first if grid.labels[factor][i] == label]
+    rest = [i for i in first if grid.labels[factor][i] != label]
+    order = np.random.default_rng(0).permutation(len(rest))
+    retained: list[int] = []
+    used: dict[str, set[str]] = {name: set() for name in DOMAINS}
+    for relaxed in (False, True):
+        for j in order:
+            i = rest[j]
+            fresh = all(grid.labels[name][i] not in used[name] for name in DOMAINS)
+            if i not in retained and len(retained) < n and (fresh or relaxed):
+                retained.append(i)
+                for name in DOMAINS:
+                    used[name].add(grid.labels[name][i])
+    return target[:n] + sorted(retained)
+
+
+def grid_record(grid: PromptGrid) -> dict[str, Any]:
+    """A grid as JSON values."""
+    return {
+        "prompts": list(grid.prompts),
+        "seeds": list(grid.seeds),
+        "labels": {k: list(v) for k, v in grid.labels.items()},
+    }
+
+
+def setting_text(setting: Setting) -> str:
+    """A setting in a few words, such as ``2 features, gamma -5, both``."""
+    features = f"{setting.n_features} feature" + ("s" if setting.n_features > 1 else "")
+    gain = f"gamma {setting.multiplier:g}" if setting.relative else f"multiplier {setting.multiplier:g}"
+    steps = "" if setting.steps is None else f", steps {min(setting.steps)}-{max(setting.steps)}"
+    return f"{features}, {gain}, {setting.branch}{steps}"
+
+
+def setting_grid(base: Setting, n_features: Sequence[int], multipliers: Sequence[float]) -> list[Setting]:
+    """Settings for every combination of feature count and multiplier."""
+    return [replace(base, n_features=n, multiplier=m) for n in n_features for m in multipliers]
+
+
+def _remove_recipe(folder: Path) -> None:
+    """Remove a recipe of an earlier setting; the JSON first, without which the folder holds no recipe."""
+    for name in ("recipe.json", "recipe.safetensors"):
+        (folder / name).unlink(missing_ok=True)

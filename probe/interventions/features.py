@@ -1,0 +1,253 @@
+"""Operations on features of a dictionary.
+
+All of them write back ``x' = x + (z' - z) W_dec``: what the dictionary does not explain stays in place, and
+where no code changes, x stays bit for bit. Which features, and by how much, may differ from step to step:
+tables have one row a step and are padded with feature -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from probe.errors import InvalidIntervention
+from probe.interventions.dictionary import Dictionary, TopKDictionary, as_dictionary, feature_codes
+from probe.interventions.ops import (
+    AddDirection,
+    Op,
+    Pack,
+    StepContext,
+    Unpack,
+    Weight,
+    add_change,
+    check_table,
+    check_width,
+    table_row,
+    timesteps_of,
+)
+
+
+def _feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tensor:
+    """(n_steps, m) int64 features, -1 for none; checked against the dictionary and for repetitions within a
+    step.
+    """
+    table = torch.as_tensor(values).detach().to("cpu")
+    if table.is_floating_point() or table.dtype == torch.bool:
+        raise InvalidIntervention(f"{what}: features have dtype {table.dtype}; expected integers.")
+    table = table.to(torch.int64)
+    table = table.reshape(1, 1) if table.ndim == 0 else table.unsqueeze(0) if table.ndim == 1 else table
+    d_sae = dictionary.W_dec.shape[0]
+    if table.ndim != 2 or not table.shape[0]:
+        raise InvalidIntervention(f"{what}: features have shape {tuple(table.shape)}; expected (n_steps, m) or (m,).")
+    if table.numel() and not -1 <= int(table.min()) <= int(table.max()) < d_sae:
+        raise InvalidIntervention(
+            f"{what}: features run from {int(table.min())} to {int(table.max())}; the dictionary has 0 to {d_sae - 1}."
+        )
+    for step, row in enumerate(table.tolist()):
+        real = [feature for feature in row if feature >= 0]
+        if len(set(real)) != len(real):
+            raise InvalidIntervention(f"{what}: a feature is named twice at step {step}: {sorted(real)}.")
+    return table
+
+
+def _value_table(what: str, values: Any, features: torch.Tensor) -> torch.Tensor:
+    """Values beside a feature table: same shape, or one number for all."""
+    tensor = torch.as_tensor(values, dtype=torch.float32).detach().to("cpu")
+    if tensor.ndim == 0:
+        tensor = tensor.expand(features.shape)
+    elif tensor.ndim == 1:
+        tensor = tensor.unsqueeze(0)
+    if tensor.shape != features.shape:
+        raise InvalidIntervention(
+            f"{what}: shape {tuple(tensor.shape)}; expected that of the features, {tuple(features.shape)}, "
+            "or one number."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidIntervention(f"{what}: holds NaN or infinity.")
+    return tensor.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class _FeatureOp(Op):
+    """Shared by operations with a feature table."""
+
+    dictionary: Dictionary
+    features: torch.Tensor
+
+    def _chosen(self, x: torch.Tensor, context: StepContext) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Row of the tables at this step, which of its entries are features, and those features."""
+        what = type(self).__name__
+        check_width(what, self.dictionary.W_dec.shape[1], x, context)
+        row = table_row(len(self.features), getattr(self, "timesteps", None), context, what)
+        used = self.features[row] >= 0
+        return row, used, self.features[row][used]
+
+    def _write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """x + weight * dz W_dec[features], computed for the tokens whose code changes."""
+        changed = (dz != 0).any(-1)
+        if not bool(changed.any()):
+            return x
+        W = self.dictionary.W_dec.detach()[features.to(self.dictionary.W_dec.device)].to(x.device, torch.float32)
+        change = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        change[changed] = dz[changed].float() @ W
+        return add_change(x, change, weight)
+
+    def feature_set(self) -> set[int]:
+        """All features that any step touches."""
+        return set(self.features.flatten().tolist()) - {-1}
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleFeatures(_FeatureOp):
+    """z_i' = multiplier_i(step) z_i where z_i > threshold_i(step), for the features i listed for the step.
+
+    Multiplier 0 ablates, a negative one pushes away (SAeUron), 1 changes nothing.
+
+    Attributes:
+        dictionary: the features' dictionary.
+        features: (n_steps, m) int64, padded with -1, or (m,) for all steps.
+        multipliers: same shape, or one number.
+        thresholds: same shape, or one number, >= 0.
+        timesteps: the timestep of each row of the tables; needed to apply them at another step count.
+    """
+
+    kind: ClassVar[str] = "scale_features"
+    multipliers: torch.Tensor | float = 0.0
+    thresholds: torch.Tensor | float = 0.0
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _feature_table("ScaleFeatures", self.dictionary, self.features))
+        for name in ("multipliers", "thresholds"):
+            table = _value_table(f"ScaleFeatures: {name}", getattr(self, name), self.features)
+            object.__setattr__(self, name, table)
+        if bool((self._table("thresholds") < 0).any()):
+            raise InvalidIntervention("ScaleFeatures: a threshold is negative; codes are at least 0.")
+        object.__setattr__(self, "timesteps", check_table("ScaleFeatures", len(self.features), self.timesteps))
+
+    def _table(self, name: str) -> torch.Tensor:
+        return torch.as_tensor(getattr(self, name))
+
+    def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
+        row, used, features = self._chosen(x, context)
+        gain = self._table("multipliers")[row][used].to(x.device) - 1.0
+        active = gain != 0
+        if not bool(active.any()):
+            return x
+        features, gain = features[active.cpu()], gain[active]
+        above = self._table("thresholds")[row][used].to(x.device)[active]
+        z = feature_codes(self.dictionary, x, features, above)
+        return self._write_back(x, torch.where(z > above, gain * z, 0.0), features, weight)
+
+    def to_record(self, pack: Pack) -> dict[str, Any]:
+        return {
+            "dictionary": dictionary_record(self.dictionary, pack),
+            "features": pack(self.features),
+            "multipliers": pack(self._table("multipliers")),
+            "thresholds": pack(self._table("thresholds")),
+            "timesteps": self.timesteps,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> ScaleFeatures:
+        dictionary = dictionary_of(record["dictionary"], unpack)
+        tables = (unpack(record[name]) for name in ("features", "multipliers", "thresholds"))
+        return cls(dictionary, *tables, timesteps=timesteps_of(record))
+
+
+@dataclass(frozen=True, eq=False)
+class SetFeatures(_FeatureOp):
+    """z_i' = value_i(step) at every token, for the features i listed for the step.
+
+    Attributes:
+        dictionary: the features' dictionary.
+        features: (n_steps, m) int64, padded with -1, or (m,) for all steps.
+        values: same shape, or one number, >= 0.
+        timesteps: the timestep of each row of the tables; needed to apply them at another step count.
+    """
+
+    kind: ClassVar[str] = "set_features"
+    values: torch.Tensor | float = 0.0
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _feature_table("SetFeatures", self.dictionary, self.features))
+        object.__setattr__(self, "values", _value_table("SetFeatures: values", self.values, self.features))
+        object.__setattr__(self, "timesteps", check_table("SetFeatures", len(self.features), self.timesteps))
+
+    def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
+        row, used, features = self._chosen(x, context)
+        if not len(features):
+            return x
+        values = torch.as_tensor(self.values)[row][used].to(x.device)
+        z = feature_codes(self.dictionary, x, features, torch.zeros(len(features)))
+        return self._write_back(x, values - z, features, weight)
+
+    def clash(self, other: Op) -> str | None:
+        if isinstance(other, SetFeatures) and other.dictionary is self.dictionary:
+            shared = self.feature_set() & other.feature_set()
+            if shared:
+                return f"both set feature {', '.join(map(str, sorted(shared)[:5]))}"
+        return super().clash(other)
+
+    def to_record(self, pack: Pack) -> dict[str, Any]:
+        return {
+            "dictionary": dictionary_record(self.dictionary, pack),
+            "features": pack(self.features),
+            "values": pack(torch.as_tensor(self.values)),
+            "timesteps": self.timesteps,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> SetFeatures:
+        dictionary = dictionary_of(record["dictionary"], unpack)
+        return cls(dictionary, unpack(record["features"]), unpack(record["values"]), timesteps_of(record))
+
+
+def add_feature(
+    dictionary: Dictionary,
+    feature: int,
+    *,
+    unit: str = "raw",
+    scale: torch.Tensor | Sequence[float] | float | None = None,
+    timesteps: tuple[int, ...] | None = None,
+) -> AddDirection:
+    """Steer along a feature's direction, whether the feature is on or not: x' = x + strength * scale(step) *
+    d_f.
+
+    Args:
+        dictionary: the feature's dictionary.
+        feature: its index.
+        unit: what strength 1 means: ``raw`` (code 1), ``p99`` (the 99th percentile of the feature's code
+            where it is on) or ``std`` (the site's standard deviation).
+        scale: the size of the unit, a number or (n_steps,); None for ``raw``.
+        timesteps: the timestep of each entry of ``scale``; needed to apply it at another step count.
+
+    Returns:
+        The operation. It holds the direction alone, so a recipe of it needs no dictionary.
+    """
+    d_sae = dictionary.W_dec.shape[0]
+    if not 0 <= feature < d_sae:
+        raise InvalidIntervention(f"add_feature: feature {feature!r}; the dictionary has 0 to {d_sae - 1}.")
+    return AddDirection(dictionary.W_dec[feature].detach().cpu().clone(), unit, scale, timesteps)
+
+
+def dictionary_record(dictionary: Dictionary, pack: Pack) -> dict[str, Any]:
+    """A dictionary in a recipe: its tensors in full (see ``dictionary.py`` for why).
+
+    Raises:
+        InvalidIntervention: it is not a TopK autoencoder, the only kind that recipes store.
+    """
+    stored = as_dictionary(dictionary)
+    return {"kind": "topk", "k": stored.k} | {name: pack(tensor) for name, tensor in stored.to_tensors().items()}
+
+
+def dictionary_of(record: Mapping[str, Any], unpack: Unpack) -> TopKDictionary:
+    """Inverse of ``dictionary_record``."""
+    if record["kind"] != "topk":
+        raise InvalidIntervention(f"recipe: dictionary of kind {record['kind']!r}; this version reads 'topk'.")
+    W_enc, b_enc, W_dec, b_dec = (unpack(record[name]) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    return TopKDictionary(W_enc, b_enc, W_dec, b_dec, k=int(record["k"]))

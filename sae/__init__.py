@@ -1,0 +1,41 @@
+"""sae: sparse dictionaries learned from the rows of an activation store.
+
+Train with `train`, measure with `evaluate`, score concepts with `score_concepts`, and hand the dashboard a
+`FeatureBundle`. No diffusion model is ever seen here. Read contract.py first, then step.py.
+"""
+
+from . import errors
+from .bundle import Example, FeatureBundle
+from .bundle_build import build_bundle
+from .concepts import ConceptScores, score_concepts
+from .config import SAEConfig, TrainConfig
+from .contract import Architecture, SparseDictionary
+from .data import check_fits
+from .folder import load_sae, save_sae
+from .metrics import evaluate
+from .sparse import TopKCode
+from .topk import TopKSAE
+from .train import TrainProgress, TrainResult, split_samples, train
+
+__all__ = [
+    "Architecture",
+    "ConceptScores",
+    "Example",
+    "FeatureBundle",
+    "SAEConfig",
+    "SparseDictionary",
+    "TopKCode",
+    "TopKSAE",
+    "TrainConfig",
+    "TrainProgress",
+    "TrainResult",
+    "build_bundle",
+    "check_fits",
+    "errors",
+    "evaluate",
+    "load_sae",
+    "save_sae",
+    "score_concepts",
+    "split_samples",
+    "train",
+]

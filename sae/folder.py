@@ -1,0 +1,147 @@
+"""Saving and loading a dictionary as a folder that sae-lens also reads: `cfg.json` +
+`sae_weights.safetensors`.
+
+The input scale is folded into the biases first, so any reader of the four tensors W_enc, W_dec, b_enc, b_dec
+with z = ReLU(TopK_k((x - b_dec) W_enc + b_enc)), xhat = z W_dec + b_dec gets the function that was trained.
+What is ours alone sits in `metadata.denoscope`. Nothing is unpickled; header, names, shapes and sizes are
+checked before a byte is used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ._files import atomic_path, expect_tensors, file_hash, read_json, write_json
+from .config import SAEConfig
+from .errors import ConfigError, CorruptFile, NewerFormat, NotAnSAE, SAESiteMismatch, UnsupportedSAE
+from .topk import TopKSAE
+
+CONFIG_NAME = "cfg.json"
+WEIGHTS_NAME = "sae_weights.safetensors"
+FORMAT = 1
+_DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+# Options of sae-lens that change the function; only these values are what TopKSAE computes.
+_EXPECTED_OPTIONS = {
+    "apply_b_dec_to_input": True,
+    "normalize_activations": "none",
+    "rescale_acts_by_decoder_norm": False,
+    "reshape_activations": "none",
+}
+
+
+def save_sae(sae: TopKSAE, folder: str | Path) -> Path:
+    """Writes `sae` into `folder` (created if needed) and returns the folder. Each file is replaced
+    atomically.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = sae.folded()
+    tensors = {name: getattr(plain, name).detach().cpu().contiguous() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / CONFIG_NAME, _cfg(sae, file_hash(folder / WEIGHTS_NAME)))
+    return folder
+
+
+def _cfg(sae: TopKSAE, weights_hash: str) -> dict[str, Any]:
+    config = sae.config
+    return {
+        "architecture": config.architecture,
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "k": config.k,
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
+        "device": "cpu",
+        **_EXPECTED_OPTIONS,
+        "metadata": {
+            # Loaders from 6.0 on keep the rest of the metadata; without a version they drop it.
+            "sae_lens_version": "6.0.0",
+            "hook_name": config.site,
+            "model_name": sae.metadata.get("store", {}).get("fingerprint", {}).get("name", ""),
+            "denoscope": {
+                **sae.metadata,
+                "format": FORMAT,
+                "config": config.to_json(),
+                "weights_sha256": weights_hash,
+            },
+        },
+    }
+
+
+def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch.device = "cpu") -> TopKSAE:
+    """Loads a TopK dictionary saved by `save_sae` or by sae-lens.
+
+    Args:
+        site: if given, the site the caller will use it at.
+
+    Raises:
+        NotAnSAE: a file is missing. CorruptFile: header, shapes or hash are wrong. UnsupportedSAE: another
+        architecture or
+        an option this package would not reproduce. SAESiteMismatch: it was trained at another site.
+        NewerFormat.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise NotAnSAE(f"{folder} is not an SAE folder: {name} is missing. Train one with `denoscope train`.")
+    cfg = read_json(folder / CONFIG_NAME)
+    config, metadata = _read_config(folder, cfg)
+    if site is not None and config.site and site != config.site:
+        raise SAESiteMismatch(f"{folder} was trained at {config.site}; it was asked for {site}.")
+
+    path = folder / WEIGHTS_NAME
+    d_in, d_sae = config.d_in, config.d_sae
+    dtypes = expect_tensors(path, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)})
+    unknown = sorted(set(dtypes.values()) - _DTYPES.keys())
+    if unknown:
+        raise CorruptFile(f"{path} holds tensors of type {', '.join(unknown)}; weights are floating point.")
+    expected_hash = metadata.pop("weights_sha256", None)
+    if expected_hash is not None and expected_hash != file_hash(path):
+        raise CorruptFile(
+            f"{path} is not the file that {CONFIG_NAME} describes (SHA-256 differs). Copy the folder again."
+        )
+
+    sae = TopKSAE(config, metadata=metadata).to(_dtype(folder, cfg.get("dtype", "float32")))
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise CorruptFile(f"{path}: tensor {name!r} holds NaN or infinity.")
+            getattr(sae, name).copy_(tensor)
+    return sae.to(device)
+
+
+def _dtype(folder: Path, name: object) -> torch.dtype:
+    by_name = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    plain = str(name).removeprefix("torch.")
+    if plain not in by_name:
+        raise UnsupportedSAE(f"{folder / CONFIG_NAME} asks for dtype {name!r}; known are {', '.join(sorted(by_name))}.")
+    return by_name[plain]
+
+
+def _read_config(folder: Path, cfg: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
+    """The configuration and our metadata from a cfg.json of ours or of sae-lens."""
+    where = folder / CONFIG_NAME
+    if cfg.get("architecture") != "topk":
+        raise UnsupportedSAE(f"{where} describes architecture {cfg.get('architecture')!r}; this version reads 'topk'.")
+    for name, expected in _EXPECTED_OPTIONS.items():
+        if cfg.get(name, expected) != expected:
+            raise UnsupportedSAE(f"{where} sets {name} to {cfg[name]!r}; only {expected!r} can be read exactly.")
+    missing = [name for name in ("d_in", "d_sae", "k") if name not in cfg]
+    if missing:
+        raise CorruptFile(f"{where} does not say {', '.join(missing)}.")
+    outer = cfg.get("metadata")
+    outer = outer if isinstance(outer, dict) else {}
+    ours = outer.get("denoscope")
+    ours = dict(ours) if isinstance(ours, dict) else {}
+    version = ours.pop("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise NewerFormat(f"{where} has format {version!r}; this version reads up to {FORMAT}. Update denoscope.")
+    stored = ours.pop("config", None)
+    stored = dict(stored) if isinstance(stored, dict) else {"site": str(outer.get("hook_name") or "")}
+    try:
+        return SAEConfig.from_json({**stored, **{name: cfg[name] for name in ("d_in", "d_sae", "k")}}), ours
+    except (ConfigError, TypeError) as error:
+        raise CorruptFile(f"{where} describes an impossible dictionary: {error}") from error
