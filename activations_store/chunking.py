@@ -52,7 +52,8 @@ def choose_chunk(samples_per_shard: int, tokens: int, row_bytes: int) -> tuple[i
     even = [k for k in divisors(tokens) if MIN_CHUNK_BYTES <= k * row_bytes <= MAX_CHUNK_BYTES]
     if even:
         return 1, even[-1]
-    return 1, ceil(tokens / ceil(map_bytes / MAX_CHUNK_BYTES))
+    most = max(1, MAX_CHUNK_BYTES // row_bytes)  # a single row may be larger than the bound
+    return 1, ceil(tokens / ceil(tokens / most))
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class RowLoader:
         )
         n_rows = self._order.n_rows
         self._lo, self._hi = n_rows * rank // world, n_rows * (rank + 1) // world
-        if self._hi == self._lo:
+        if n_rows < world:  # on every rank alike, not only on those that would have nothing
             raise InvalidSelection(
                 explain("There are more ranks than rows", found=f"{world} ranks, {n_rows} rows")
             )
@@ -142,6 +142,7 @@ class RowLoader:
         self._planner = ThreadPoolExecutor(1, "row-planner")
         self._readers = ThreadPoolExecutor(threads, "row-reader")
         self._threads = threads
+        self._closed = False
 
     @property
     def position(self) -> int:
@@ -167,6 +168,8 @@ class RowLoader:
         return self
 
     def __next__(self) -> RowBatch:
+        if self._closed:
+            raise ValueError(explain("The loader is closed", next_step=f"make one with position={self._position}"))
         x = np.empty((self.batch_size, self._site.channels), np.float32)
         where = np.empty((4, self.batch_size), np.int64)
         done = 0
@@ -184,8 +187,10 @@ class RowLoader:
 
     def close(self) -> None:
         """Stop the threads and free the pools; the loader cannot be used afterwards."""
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._planner.shutdown(wait=True, cancel_futures=True)
+        # Not by cancelling: `wait` never returns for a task that was cancelled before it began.
+        self._closed = True
+        self._planner.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
         self._window, self._next, self._free = None, None, []
 
     def __enter__(self) -> Self:
@@ -235,6 +240,8 @@ class RowLoader:
         g, _, _, k, channels = self._store.spec.grid(self._site.name).chunk_shape
         scratch: np.ndarray | None = None
         for p in piece:
+            if self._closed:
+                return
             block, first, count, slot = (
                 int(a[p]) for a in (segments.block, segments.first, segments.count, segments.slot)
             )

@@ -85,7 +85,7 @@ def balanced(
     rng = np.random.default_rng(seed)
     chosen = []
     for _ in range(min(n, len(combos))):
-        cost = used[keys] @ weight + used_combo + rng.random(len(combos))
+        cost = used[keys] @ weight + 1e6 * used_combo + rng.random(len(combos))
         best = int(cost.argmin())
         chosen.append(combos[best])
         used[keys[best]] += 1

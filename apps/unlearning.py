@@ -1,7 +1,7 @@
 """Unlearn concepts of canvas with a run's dictionaries, and score what was removed and what survived.
 
-Three disjoint sets of prompts and seeds: the store's (concept scores), the validation grid's (hyper-parameters) and the scored
-grid's (results). A setting is chosen on validation alone.
+Three disjoint sets of prompts and seeds: the store's (concept scores), the validation grid's (hyper-parameters) and
+the scored grid's (results). A setting is chosen on validation alone.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def _look_up(tree: Any, path: str) -> Any:
 
 def _show(value: Any, form: str) -> str:
     if value is None:
-        return "–"
+        return "n/a"
     return format(value, form).replace("%", " %") if form else str(value)
 
 

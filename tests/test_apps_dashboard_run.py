@@ -1,8 +1,9 @@
 """A run whose truth is planted, for the tests of the dashboard, and the proof that its bundle shows that truth.
 
-Pictures are canvas renders. Every factor value has one direction: an object's and a colour's are active under the object's mask, a
-style's everywhere, a background's outside the mask; each factor has its own time. The dictionary has these directions as its first
-features, so feature i must fire where and when value i is shown. The others pick up noise or are dead.
+Pictures are canvas renders. Every factor value has one direction: an object's and a colour's are active
+under the object's mask, a style's everywhere, a background's outside the mask; each factor has its own
+time. The dictionary has these directions as its first features, so feature i must fire where and when value
+i is shown. The others pick up noise or are dead.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ def planted_run(folder: Path, *, stages: int = 4) -> Path:
         "versions": {"torch": "2.13.0"},
     }
     writer = StoreWriter.create(
-        folder / "store", spec, table, fingerprint=fingerprint, plan={"model": "canvas", "guidance": 2.0, "steps": N_STEPS}
+        folder / "store",
+        spec,
+        table,
+        fingerprint=fingerprint,
+        plan={"model": "canvas", "guidance": 2.0, "steps": N_STEPS},
     )
     images.mkdir(exist_ok=True)
     x = np.zeros((N_SAMPLES, N_STEPS, 1, SIDE * SIDE, D_IN), np.float32)

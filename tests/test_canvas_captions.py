@@ -38,5 +38,5 @@ def test_training_captions_are_mostly_canonical_and_reproducible() -> None:
     again = [training_caption(NAMES, np.random.default_rng(seed)) for seed in range(1000)]
     assert texts == again
     share = texts.count(caption(NAMES)) / len(texts)
-    # 70 % are drawn as canonical, and 0.15 * 0.85 * 0.6^3 = 3 % keep every clause by chance; four sigma of 1,000 draws is 6 %.
+    # 70 % are drawn as canonical and 0.15 * 0.85 * 0.6^3 = 3 % keep every clause by chance; four sigma are 6 %.
     assert abs(share - 0.73) < 0.06

@@ -195,7 +195,7 @@ def test_mask_lies_where_the_object_changes_the_image(name: str, style: str):
     # The same scene with the object in two colours differs only where the object paints.
     red, green = (render(Scene(name, style, colour, "gray"), 0) for colour in ("red", "green"))
     np.testing.assert_array_equal(red.mask, green.mask)
-    assert red.mask.dtype == np.float32 and 0.0 <= red.mask.min() and red.mask.max() <= 1.0
+    assert red.mask.dtype == np.float32 and red.mask.min() >= 0.0 and red.mask.max() <= 1.0
     assert 0.10 < red.mask.mean() < 0.5
     difference = np.abs(red.image.astype(int) - green.image.astype(int)).sum(axis=-1)
     changed, inside = difference > 24, red.mask > 0.5

@@ -24,7 +24,7 @@ def test_fills_values_and_tables(tmp_path) -> None:
     expected = (
         "A <!-- value m.json ratios.a .1% -->50.0 %<!-- /value -->.\n"
         "<!-- table m.json rows | name: n | value: v .2f -->\n"
-        "| name | value |\n| --- | --- |\n| x | 1.25 |\n| y | – |\n<!-- /table -->\n"
+        "| name | value |\n| --- | --- |\n| x | 1.25 |\n| y | n/a |\n<!-- /table -->\n"
     )
     assert filled(text, tmp_path) == expected
     assert filled(expected, tmp_path) == expected

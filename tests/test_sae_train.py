@@ -38,7 +38,7 @@ def test_recovers_planted_features(world: World, tmp_path: Path) -> None:
     metrics = result.metrics
     assert metrics["held_out"] is True
     assert metrics["samples"] == 4
-    assert metrics["explained_variance"] > 0.9
+    assert metrics["explained_variance"] > 0.85
     assert len(metrics["ev_per_step"]) == 4
     assert metrics["l0"] <= 4
     # What training reported and what is measured offline agree.

@@ -20,7 +20,8 @@ def add_parser(commands: Commands) -> None:
         "app",
         run,
         summary="open the dashboard on a run",
-        about="Serve the dashboard of a run at 127.0.0.1. It reads the prebuilt bundle and never runs the model to browse.",
+        about="Serve the dashboard of a run at 127.0.0.1. It reads the prebuilt bundle and never runs the model "
+        "to browse.",
         example=_EXAMPLE,
     )
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="run folder, or a folder of runs")

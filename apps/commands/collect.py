@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = """
 denoscope collect --model canvas --sites mid_block up_blocks.1 --prompts canvas:200 --steps 20 --out runs/x
-denoscope collect --model canvas --sites 'up_blocks.*.attentions.*' --prompts prompts.csv --out runs/y
---dry-run
+denoscope collect --sites 'up_blocks.*.attentions.*' --prompts prompts.csv --out runs/y --dry-run
 """
 
 
@@ -27,7 +26,8 @@ def add_parser(commands: Commands) -> None:
         "collect",
         run,
         summary="record activations into a store",
-        about="Generate images and record what the model computes at some sites, at every step, into OUT/store. Size and "
+        about="Generate images and record what the model computes at some sites, at every step, into OUT/store. "
+        "Size and "
         "expected time are printed first. A run that was stopped goes on when the same command is given again.",
         example=_EXAMPLE,
         resumable=True,

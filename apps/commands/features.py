@@ -25,7 +25,8 @@ def add_parser(commands: Commands) -> None:
         "features",
         run,
         summary="find the features of each concept, build the bundle",
-        about="Score every feature of a run's dictionaries for every labelled concept, write the feature bundle, and print "
+        about="Score every feature of a run's dictionaries for every labelled concept, write the feature bundle, "
+        "and print "
         "the best features of each concept. A bundle that is up to date is not built again.",
         example=_EXAMPLE,
         resumable=True,

@@ -26,7 +26,8 @@ def add_parser(commands: Commands) -> None:
         "steer",
         run,
         summary="push one feature up and down",
-        about="Add a feature's direction while the model generates, at several strengths with the same seeds, into one sheet "
+        about="Add a feature's direction while the model generates, at several strengths with the same seeds, "
+        "into one sheet "
         "with the unedited images. With the canvas model the judge's reading stands under every image.",
         example=_EXAMPLE,
     )

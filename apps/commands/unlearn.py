@@ -26,8 +26,10 @@ def add_parser(commands: Commands) -> None:
         "unlearn",
         run,
         summary="unlearn objects and styles, and score it",
-        about="Push the features of a concept down while canvas generates (SAeUron), draw every object in every style with "
-        "the same seeds as the unedited model, and print what was forgotten (UA), what survived (IRA, CRA), the share of "
+        about="Push the features of a concept down while canvas generates (SAeUron), draw every object in every "
+        "style with "
+        "the same seeds as the unedited model, and print what was forgotten (UA), what survived (IRA, CRA), the "
+        "share of "
         "wrecked images and the change elsewhere. Several settings are compared on validation prompts and seeds first.",
         example=_EXAMPLE,
         resumable=True,
@@ -76,7 +78,8 @@ def run(options: argparse.Namespace) -> None:
     pipe = load_model(options)
     if model_name(pipe) != "canvas":
         raise InvalidOption(
-            f"unlearn: the judge knows images of canvas only, not of {model_name(pipe)!r}. Use --model canvas, or score other "
+            f"unlearn: the judge knows images of canvas only, not of {model_name(pipe)!r}. Use --model canvas, or "
+            "score other "
             "models with probe.unlearning.evaluate and a judge of your own."
         )
     clock = Clock()

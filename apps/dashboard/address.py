@@ -1,8 +1,9 @@
 """The address as the single truth of what is shown.
 
-A view's value is read from the address (else the last one of this session, else a default), shown in its widget, and written back, so
-that the address always reproduces the page, defaults included. A wrong value is answered with a sentence (``problems``). Widgets use the
-key ``widget(key)`` and the callback ``changed``.
+A view's value is read from the address (else the last one of this session, else a default), shown in its
+widget, and written back, so that the address always reproduces the page, defaults included. A wrong value
+is answered with a sentence (``problems``). Widgets use the key ``widget(key)`` and the callback
+``changed``.
 """
 
 from __future__ import annotations
@@ -23,13 +24,21 @@ class Address:
 
     def one_of(self, key: str, *, what: str, choices: Collection[str], default: str) -> str:
         """The value of ``key`` among some names; its widget's state is set to it."""
-        value, problem = one_of(self._text(key, choices), what=what, choices=choices, default=default)
+        text = st.query_params.get(key)
+        if text is None:
+            default, _ = one_of(st.session_state.get(_last(key)), what=what, choices=choices, default=default)
+        value, problem = one_of(text, what=what, choices=choices, default=default)
         self._show(key, value, value, problem)
         return value
 
     def whole_number(self, key: str, *, what: str, low: int, high: int, default: int) -> int:
         """The value of ``key`` in [low, high]; its widget's state is set to it."""
-        value, problem = whole_number(self._text(key), what=what, low=low, high=high, default=default)
+        text = st.query_params.get(key)
+        if text is None:  # the last value of this session, unless it is not valid here
+            default = whole_number(
+                st.session_state.get(_last(key)), what=what, low=low, high=high, default=default
+            ).value
+        value, problem = whole_number(text, what=what, low=low, high=high, default=default)
         self._show(key, value, str(value), problem)
         return value
 
@@ -37,13 +46,6 @@ class Address:
         """Writes what is shown into the address, in one change."""
         if any(st.query_params.get(key) != text for key, text in self._shown.items()):
             st.query_params.update(self._shown)
-
-    def _text(self, key: str, choices: Collection[str] | None = None) -> str | None:
-        """From the address, or the session's last value if that still is one of the choices."""
-        if key in st.query_params:
-            return st.query_params[key]
-        last = st.session_state.get(_last(key))
-        return last if choices is None or last in choices else None
 
     def _show(self, key: str, value: object, text: str, problem: str | None) -> None:
         if problem:
@@ -58,14 +60,15 @@ def widget(key: str) -> str:
     return f"widget_{key}"
 
 
-def changed(key: str) -> None:
-    """Callback of that widget: what it says goes into the address."""
-    st.query_params[key] = str(st.session_state[widget(key)])
+def changed(key: str, *forgotten: str) -> None:
+    """Callback of that widget: what it says goes into the address, and other keys may leave it."""
+    go(key, st.session_state[widget(key)], *forgotten)
 
 
-def go(key: str, value: object) -> None:
+def go(key: str, value: object, *forgotten: str) -> None:
     """Callback of a button that moves a view."""
-    st.query_params[key] = str(value)
+    kept = {name: text for name, text in st.query_params.items() if name not in forgotten}
+    st.query_params.from_dict(kept | {key: str(value)})
 
 
 def _last(key: str) -> str:

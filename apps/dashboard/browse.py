@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from sae import FeatureBundle
 
 
+def labelled(bundle: FeatureBundle) -> list[str]:
+    """Factors with at least two concepts: with one there is nothing to tell apart."""
+    return [factor for factor in bundle.factors if len(bundle.concepts[factor]) > 1]
+
+
+def best_factor(row: Mapping[str, Any], factors: Sequence[str]) -> str | None:
+    """The factor whose concept a feature tells best, from its row of the table; None for a dead feature."""
+    told = [factor for factor in factors if row[f"best_{factor}"]]
+    return max(told, key=lambda factor: row[f"auc_{factor}"], default=None)
+
+
 def best(frame: pd.DataFrame, factors: Sequence[str], factor: str = "any") -> pd.DataFrame:
     """For each feature the concept it tells best, among all factors or within one: columns factor, concept, auc."""
     names = [factor] if factor in factors else list(factors)
@@ -51,7 +62,7 @@ def chosen(
         keep &= found["concept"] == concept
     if factors and least_auc > 0.5:
         keep &= found["auc"] >= least_auc
-    joined = frame.assign(**{f"shown_{name}": found[name] for name in found})[keep]
+    joined = frame.assign(**{f"shown_{name}": found[name] for name in found}).loc[keep]
     order = ["shown_auc", "feature"] if factors else ["density", "feature"]
     return joined.sort_values(order, ascending=[False, True], kind="stable")
 
@@ -59,7 +70,12 @@ def chosen(
 def tightest(frame: pd.DataFrame, factors: Sequence[str], **filters: Any) -> str:
     """A sentence that names the filter that alone excludes most, for an empty table."""
     open_filters = {"factor": filters["factor"], "concept": "any", "least_auc": 0.5, "dead": True, "dense": True}
-    names = {"concept": "the concept", "least_auc": "the AUC", "dead": "hiding dead features", "dense": "hiding dense features"}
+    names = {
+        "concept": "the concept",
+        "least_auc": "the AUC",
+        "dead": "hiding dead features",
+        "dense": "hiding dense features",
+    }
     left = {name: len(chosen(frame, factors, **open_filters | {name: filters[name]})) for name in names}
     worst = min(left, key=lambda name: left[name])
     return f"No feature passes these filters. The tightest one is {names[worst]}; relax it."
@@ -69,8 +85,8 @@ def table(found: pd.DataFrame, factors: Sequence[str], factor: str = "any") -> p
     """Columns of the feature browser."""
     columns: dict[str, Any] = {
         "Feature": found["feature"],
-        "Density": found["density"],
-        "Images": found["sample_fraction"],
+        "Density": 100 * found["density"],
+        "Images": 100 * found["sample_fraction"],
         "Max": found["max"],
         "Peak step": found["peak_step"].where(found["peak_step"] >= 0),
     }

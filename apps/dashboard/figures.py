@@ -1,7 +1,7 @@
 """Charts as Plotly figures, from arrays. No Streamlit, no state: the same arguments give the same figure.
 
-Every axis says what it shows and in which unit. Colours are mid-tones that read on white and on the dark background; text, grid and
-font come from the page's theme.
+Every axis says what it shows and in which unit. Colours are mid-tones that read on white and on the dark
+background; text, grid and font come from the page's theme.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from apps.dashboard.timeaxis import TimeAxis
 
 PALETTE = ("#5b5bd6", "#0d9488", "#c2740c", "#d6336c", "#2b7fd0", "#5a8f29", "#9b51c9", "#8a6d5a")
 MUTED = "#8a8a99"
-CONFIG = {"displaylogo": False, "displayModeBar": "hover", "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
-"""Plotly's own tool bar, reduced to zoom, pan, reset and download."""
+SEQUENTIAL = [[0.0, "rgba(91,91,214,0.05)"], [1.0, "rgba(91,91,214,1)"]]
+"""From almost nothing to the house colour; transparent at zero, so it works on both backgrounds."""
+CONFIG = {"displayModeBar": False}
+"""Plotly's own tool bar stays away; Streamlit's has full screen."""
 
 
 def over_time(
@@ -56,45 +59,47 @@ def over_time(
         figure.add_vline(x=axis.values[marked], line={"color": MUTED, "width": 1, "dash": "dot"})
     _axes(figure, axis.title, y_title, height, legend=len(lines) > 1)
     figure.update_xaxes(autorange="reversed" if axis.reversed else True)
-    figure.update_yaxes(**({"range": list(y_range)} if y_range else {"rangemode": "tozero"}))
+    figure.update_yaxes(range=list(y_range) if y_range else None, rangemode="tozero")
     return figure
 
 
-def bars(
-    names: Sequence[str],
-    values: Sequence[float] | np.ndarray,
-    *,
-    x_title: str,
-    colour: str = PALETTE[0],
-    notes: Sequence[str] = (),
-    x_range: tuple[float, float] | None = None,
+def concept_bars(
+    concepts: Sequence[str], score: Sequence[float] | np.ndarray, auc: Sequence[float] | np.ndarray
 ) -> go.Figure:
-    """Horizontal bars, largest at the top.
+    """Score and AUC of one feature for each concept, side by side, largest score at the top.
 
     Args:
-        names: one a bar.
-        values: one a bar.
-        x_title: what the length is, with its unit.
-        colour: of all bars.
-        notes: text at the end of each bar, or none.
-        x_range: fixed limits, or None.
+        concepts: one a row.
+        score: concept scores, in percentage points of the code.
+        auc: AUC of the pooled activation, in [0, 1].
     """
-    order = np.argsort(np.asarray(values, float), kind="stable")
-    figure = go.Figure(
-        go.Bar(
-            x=[float(values[i]) for i in order],
-            y=[_plain(names[i]) for i in order],
-            orientation="h",
-            marker={"color": colour},
-            text=[_plain(notes[i]) for i in order] if notes else None,
-            textposition="outside",
-            cliponaxis=False,
-            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
-        )
+    order = np.argsort(-np.asarray(score, float), kind="stable")
+    names = [_plain(concepts[i]) for i in order]
+    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.05)
+    hover = "%{y}: %{x:.3g}<extra></extra>"
+    figure.add_bar(
+        x=[float(score[i]) for i in order],
+        y=names,
+        orientation="h",
+        marker={"color": PALETTE[0]},
+        hovertemplate=hover,
+        row=1,
+        col=1,
     )
-    _axes(figure, x_title, "", 60 + 24 * len(names))
-    figure.update_yaxes(showgrid=False, type="category")
-    figure.update_xaxes(range=list(x_range) if x_range else None, zeroline=True)
+    figure.add_scatter(
+        x=[float(auc[i]) for i in order],
+        y=names,
+        mode="markers",
+        marker={"color": PALETTE[1], "size": 9},
+        hovertemplate=hover,
+        row=1,
+        col=2,
+    )
+    _axes(figure, "", "", 70 + 25 * len(concepts))
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=True)
+    figure.update_xaxes(title={"text": "concept score, % points"}, zeroline=True, row=1, col=1)
+    figure.update_xaxes(title={"text": "AUC"}, range=[-0.03, 1.03], tickvals=[0, 0.5, 1], row=1, col=2)
+    figure.add_vline(x=0.5, line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=2)  # pyright: ignore[reportArgumentType]
     figure.update_layout(bargap=0.3)
     return figure
 
@@ -135,10 +140,6 @@ def concept_heatmap(
     return figure
 
 
-SEQUENTIAL = [[0.0, "rgba(91,91,214,0.04)"], [0.35, "#a7a7e8"], [0.7, "#5b5bd6"], [1.0, "#c2740c"]]
-"""From nothing through the house colour to a warm maximum; the transparent zero works on both backgrounds."""
-
-
 def density_histogram(density: np.ndarray, *, dense_above: float, height: int = 260) -> go.Figure:
     """How many features fire how often, on a logarithmic axis; dead features are counted beside it.
 
@@ -159,10 +160,16 @@ def density_histogram(density: np.ndarray, *, dense_above: float, height: int = 
     figure.add_vline(
         x=float(np.log10(dense_above)),
         line={"color": MUTED, "width": 1, "dash": "dot"},
-        annotation={"text": f"dense above {dense_above:.0%}", "font": {"size": 11}, "textangle": 0},
-        annotation_position="top left",
+        annotation={
+            "text": f"dense above {dense_above:.0%}",
+            "font": {"size": 11},
+            "y": 1.0,
+            "yanchor": "bottom",
+            "xanchor": "center",
+        },
     )
     _axes(figure, "density: share of rows in which the feature is on", "features", height)
+    figure.update_layout(margin={"t": 26})
     low = int(np.floor(alive.min())) if alive.size else -5
     figure.update_xaxes(tickvals=list(range(low, 1)), ticktext=[_power(p) for p in range(low, 1)], range=[low, 0.05])
     figure.update_layout(bargap=0.08)

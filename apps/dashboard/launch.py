@@ -1,7 +1,9 @@
-"""How the dashboard is started: one ``streamlit run`` command, bound to this machine, with nothing sent anywhere.
+"""How the dashboard is started: one ``streamlit run`` command, bound to this machine, with nothing sent
+anywhere.
 
-The dashboard has no login, so it listens on the loopback address and answers only requests that name it (a page of another site
-could otherwise reach it by rebinding its own name to 127.0.0.1). Error pages never show a traceback or a path.
+The dashboard has no login, so it listens on the loopback address and answers only requests that name it (a
+page of another site could otherwise reach it by rebinding its own name to 127.0.0.1). Error pages never
+show a traceback or a path.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a link may say, and what is done with it when it says something else.
 
-The address carries what the reader sees: ``f`` the feature, ``ft_step`` the step, ``unit`` the time axis and so on. Values come from
-anyone who sends a link, so each is checked against what exists; a wrong one is answered with a sentence and the nearest valid view,
-never silently replaced and never used as part of a path.
+The address carries what the reader sees: ``f`` the feature, ``ft_step`` the step, ``unit`` the time axis
+and so on. Values come from anyone who sends a link, so each is checked against what exists; a wrong one is
+answered with a sentence and the nearest valid view, never silently replaced and never used as part of a
+path.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 FEATURE, STEP, EXAMPLE = "f", "ft_step", "ft_example"
 VIEW, COLOURS, OPACITY, UNIT, BUNDLE, RUN = "ft_map", "ft_colours", "ft_opacity", "unit", "sae", "run"
+_LISTED = 8  # names that are told
 _SHOWN = 40  # characters of a wrong value that are repeated to the reader
 
 
@@ -42,14 +44,18 @@ def whole_number(text: str | None, *, what: str, low: int, high: int, default: i
     clean = text.strip()
     if clean.isascii() and clean.isdigit() and len(clean) <= 12 and low <= int(clean) <= high:
         return Parsed(int(clean), None)
-    return Parsed(default, f"The link asks for {what} {quoted(text)}; this run has {what}s {low} to {high}. Showing {default}.")
+    return Parsed(
+        default, f"The link asks for {what} {quoted(text)}; this run has {what}s {low} to {high}. Showing {default}."
+    )
 
 
 def one_of(text: str | None, *, what: str, choices: Collection[str], default: str) -> tuple[str, str | None]:
     """One of some names from a link, and a sentence if it is none of them."""
     if text is None or text in choices:
         return (default if text is None else text), None
-    return default, f"The link asks for {what} {quoted(text)}; there is {', '.join(choices)}. Showing {default}."
+    names = list(choices)
+    there_is = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+    return default, f"The link asks for {what} {quoted(text)}; there is {there_is}. Showing {default}."
 
 
 def quoted(text: str) -> str:

@@ -1,7 +1,9 @@
-"""Cached readers of a run's files. Everything the pages show comes through here, and nothing here can load a model.
+"""Cached readers of a run's files. Everything the pages show comes through here, and nothing here can load
+a model.
 
-A cache entry is keyed by the path and by the time and size of the file that marks the artefact, so a rebuilt bundle is read anew and
-an unchanged one never again. Caches are bounded. Entries are shared between readers, not copied: pages never change what they get.
+A cache entry is keyed by the path and by the time and size of the file that marks the artefact, so a
+rebuilt bundle is read anew and an unchanged one never again. Caches are bounded. Entries are shared between
+readers, not copied: pages never change what they get.
 """
 
 from __future__ import annotations

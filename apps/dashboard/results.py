@@ -1,7 +1,8 @@
 """The unlearning part of ``results.json`` as tables and as rows of a chart.
 
-A row of the file has ``factor``, ``target``, ``edit`` (False for the unedited model), ``n_images``, and for each metric a value with
-``_low`` and ``_high``, all shares in [0, 1]. Rows of other measurements in the same file are left out.
+A row of the file has ``factor``, ``target``, ``edit`` (False for the unedited model), ``n_images``, and for
+each metric a value with ``_low`` and ``_high``, all shares in [0, 1]. Rows of other measurements in the
+same file are left out.
 """
 
 from __future__ import annotations
@@ -56,11 +57,21 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
     """The unlearning scores among the rows of a measurement, in file order."""
     found = []
     for row in rows:
-        values = {m: (v, _share(row.get(f"{m}_low")), _share(row.get(f"{m}_high"))) for m in METRICS if (v := _share(row.get(m))) is not None}
+        values = {
+            m: (v, _share(row.get(f"{m}_low")), _share(row.get(f"{m}_high")))
+            for m in METRICS
+            if (v := _share(row.get(m))) is not None
+        }
         if isinstance(row.get("factor"), str) and isinstance(row.get("target"), str) and "ua" in values:
             n = row.get("n_images")
             found.append(
-                Score(row["factor"], row["target"], row.get("edit") is not False, n if isinstance(n, int) else None, values)
+                Score(
+                    row["factor"],
+                    row["target"],
+                    row.get("edit") is not False,
+                    n if isinstance(n, int) else None,
+                    values,
+                )
             )
     return found
 
@@ -68,7 +79,11 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
 def table(found: Sequence[Score]) -> list[dict[str, str]]:
     """One row a score; each cell ``96.1 % (93.0 to 98.4)``."""
     return [
-        {"Target": s.name, "Model": "edited" if s.edited else "unedited", "Images": "" if s.n_images is None else f"{s.n_images:,}"}
+        {
+            "Target": s.name,
+            "Model": "edited" if s.edited else "unedited",
+            "Images": "" if s.n_images is None else f"{s.n_images:,}",
+        }
         | {title: cell(s.values.get(metric)) for metric, title in METRICS.items()}
         for s in found
     ]
@@ -77,7 +92,13 @@ def table(found: Sequence[Score]) -> list[dict[str, str]]:
 def chart_rows(found: Sequence[Score]) -> list[dict[str, Any]]:
     """Rows for ``figures.intervals``: the edited models, one group a target."""
     return [
-        {"group": s.name, "name": METRICS[metric], "value": v, "low": v if low is None else low, "high": v if high is None else high}
+        {
+            "group": s.name,
+            "name": METRICS[metric],
+            "value": v,
+            "low": v if low is None else low,
+            "high": v if high is None else high,
+        }
         for s in found
         if s.edited
         for metric, (v, low, high) in s.values.items()
@@ -87,7 +108,7 @@ def chart_rows(found: Sequence[Score]) -> list[dict[str, Any]]:
 def cell(value: tuple[float, float | None, float | None] | None) -> str:
     """A share in percent with its interval; a dash where it was not measured."""
     if value is None:
-        return "–"
+        return "-"
     share, low, high = value
     interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * share:.1f} %{interval}"

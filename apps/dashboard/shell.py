@@ -1,7 +1,9 @@
-"""What every page shares: which run is open, the side bar, and the sentences for a run that is not there or not finished.
+"""What every page shares: which run is open, the side bar, and the sentences for a run that is not there or
+not finished.
 
-The run comes from the command line (``streamlit run Home.py -- RUN``) or the variable DENOSCOPE_RUN. It is a run folder or a folder of
-runs. What a link names (run, dictionary) is only ever compared with the names that a listing of that folder gives.
+The run comes from the command line (``streamlit run Home.py -- RUN``) or the variable DENOSCOPE_RUN. It is
+a run folder or a folder of runs. What a link names (run, dictionary) is only ever compared with the names
+that a listing of that folder gives.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def run_argument() -> Path | None:
 
 
 def open_run() -> None:
-    """Finds the run, draws the side bar, and keeps what is open for the page; stops with a sentence if there is none."""
+    """Finds the run, draws the side bar and keeps what is open; stops with a sentence if there is none."""
     place = run_argument()
     if place is None:
         _no_run("The dashboard was started without a run.", "denoscope app runs/demo")
@@ -88,7 +90,8 @@ def open_run() -> None:
             on_change=changed,
             args=(links.UNIT,),
             required=True,
-            help="How denoising time is shown on every page. A step is a position in sampling order, 0 = most noise; log-SNR compares models.",
+            help="How denoising time is shown on every page. A step is a position in sampling order, 0 = most noise; "
+            "log-SNR compares models.",
         )
     st.session_state[_OPEN] = Opened(run, chosen, unit)
     address.save()

@@ -1,7 +1,8 @@
 """Heat maps over pictures as small JPEG files, all on one colour scale.
 
-A tile shows a sample's image under the map of one feature at one step. A value's colour depends only on the value and the scale of
-the feature, so tiles of different samples and steps can be compared; zero is transparent.
+A tile shows a sample's image under the map of one feature at one step. A value's colour depends only on the
+value and the scale of the feature, so tiles of different samples and steps can be compared; zero is
+transparent.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def tiles(
     images: Sequence[np.ndarray | None], maps: np.ndarray, *, scale: float, look: Look, side: int = SIDE
 ) -> list[bytes]:
     """JPEG files of (N, h, w) maps over N images, on one scale."""
-    return [jpeg(tile(image, heat, scale=scale, look=look, side=side)) for image, heat in zip(images, maps, strict=True)]
+    return [
+        jpeg(tile(image, heat, scale=scale, look=look, side=side)) for image, heat in zip(images, maps, strict=True)
+    ]
 
 
 def strip(image: np.ndarray | None, maps: np.ndarray, *, scale: float, look: Look, side: int = 112) -> list[bytes]:

@@ -1,7 +1,7 @@
 """Denoising time in the reader's unit: step, t or log-SNR. Sampling always runs from left to right.
 
-A step is a position in sampling order (0 = most noise), t is the scheduler's own time, log-SNR is log(abar / (1 - abar)), the unit
-that compares models. The unit is chosen once and used on every page.
+A step is a position in sampling order (0 = most noise), t is the scheduler's own time, log-SNR is log(abar
+/ (1 - abar)), the unit that compares models. The unit is chosen once and used on every page.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ class CapturePlan:
         branches: guidance branches to keep, of ``uncond`` and ``cond``.
         compression: None, or ``zstd``.
         images: whether the generated images are saved beside the activations.
+        max_samples_per_shard: bound on a shard, which is what a killed run loses at most; shards of large maps are
+            smaller, so that memory stays bounded.
     """
 
     model: str
@@ -54,6 +56,7 @@ class CapturePlan:
     branches: tuple[str, ...] = BRANCHES
     compression: str | None = None
     images: bool = True
+    max_samples_per_shard: int = 64
 
     def __post_init__(self) -> None:
         for name in ("sites", "prompts", "seeds", "branches"):
@@ -74,7 +77,7 @@ class CapturePlan:
                 raise InvalidPlan(f"plan: label {factor!r} is not a plain name (letters, digits and _).")
             if len(values) != len(self.prompts):
                 raise InvalidPlan(f"plan: label {factor!r} has {len(values)} values for {len(self.prompts)} prompts.")
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "max_samples_per_shard"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidPlan(f"plan: {name} must be an integer of at least 1, got {value!r}.")
@@ -111,7 +114,7 @@ class CapturePlan:
             labels: for each factor, one value a prompt.
             steps, guidance: the model's defaults if None.
             branches: both, or only ``cond`` where the guidance scale is at most 1, if None.
-            **options: ``dtype``, ``batch_size``, ``compression``, ``images``.
+            **options: ``dtype``, ``batch_size``, ``compression``, ``images``, ``max_samples_per_shard``.
         """
         if isinstance(prompts, str):
             raise InvalidPlan(f"plan: prompts must be a list of strings, got the string {prompts!r}.")

@@ -115,4 +115,12 @@ def store_spec(pipe: Pipeline, plan: CapturePlan) -> StoreSpec:
     specs = tuple(
         SiteSpec(str(site), shapes[site].tokens, shapes[site].channels, shapes[site].grid, plan.dtype) for site in sites
     )
-    return StoreSpec.plan(specs, len(plan.prompts), timesteps, log_snr, plan.branches, plan.compression)
+    return StoreSpec.plan(
+        specs,
+        len(plan.prompts),
+        timesteps,
+        log_snr,
+        plan.branches,
+        plan.compression,
+        max_samples_per_shard=plan.max_samples_per_shard,
+    )

@@ -149,7 +149,7 @@ def _weight(item: Intervention, rows: torch.Tensor, x: torch.Tensor, site: Site)
     """Strength times mask: a number, or (tokens, 1)."""
     if item.mask is None:
         return item.strength
-    mask = item.mask
+    mask = torch.as_tensor(item.mask)
     if mask.ndim == 2:
         if x.ndim != 4:
             raise InvalidIntervention(

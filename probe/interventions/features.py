@@ -7,7 +7,7 @@ tables have one row a step and are padded with feature -1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from probe.interventions.ops import (
     Op,
     Pack,
     StepContext,
+    TableLike,
     Unpack,
     Weight,
     add_change,
@@ -75,15 +76,18 @@ class _FeatureOp(Op):
     """Shared by operations with a feature table."""
 
     dictionary: Dictionary
-    features: torch.Tensor
+    features: TableLike
+
+    def _table(self, name: str) -> torch.Tensor:
+        return torch.as_tensor(getattr(self, name))
 
     def _chosen(self, x: torch.Tensor, context: StepContext) -> tuple[int, torch.Tensor, torch.Tensor]:
         """Row of the tables at this step, which of its entries are features, and those features."""
         what = type(self).__name__
         check_width(what, self.dictionary.W_dec.shape[1], x, context)
-        row = table_row(len(self.features), getattr(self, "timesteps", None), context, what)
-        used = self.features[row] >= 0
-        return row, used, self.features[row][used]
+        row = table_row(len(self._table("features")), getattr(self, "timesteps", None), context, what)
+        listed = self._table("features")[row]
+        return row, listed >= 0, listed[listed >= 0]
 
     def _write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x + weight * dz W_dec[features], computed for the tokens whose code changes."""
@@ -97,7 +101,7 @@ class _FeatureOp(Op):
 
     def feature_set(self) -> set[int]:
         """All features that any step touches."""
-        return set(self.features.flatten().tolist()) - {-1}
+        return set(self._table("features").flatten().tolist()) - {-1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +119,20 @@ class ScaleFeatures(_FeatureOp):
     """
 
     kind: ClassVar[str] = "scale_features"
-    multipliers: torch.Tensor | float = 0.0
-    thresholds: torch.Tensor | float = 0.0
+    multipliers: TableLike = 0.0
+    thresholds: TableLike = 0.0
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _feature_table("ScaleFeatures", self.dictionary, self.features))
         for name in ("multipliers", "thresholds"):
-            table = _value_table(f"ScaleFeatures: {name}", getattr(self, name), self.features)
+            table = _value_table(f"ScaleFeatures: {name}", getattr(self, name), self._table("features"))
             object.__setattr__(self, name, table)
         if bool((self._table("thresholds") < 0).any()):
             raise InvalidIntervention("ScaleFeatures: a threshold is negative; codes are at least 0.")
-        object.__setattr__(self, "timesteps", check_table("ScaleFeatures", len(self.features), self.timesteps))
-
-    def _table(self, name: str) -> torch.Tensor:
-        return torch.as_tensor(getattr(self, name))
+        object.__setattr__(
+            self, "timesteps", check_table("ScaleFeatures", len(self._table("features")), self.timesteps)
+        )
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
         row, used, features = self._chosen(x, context)
@@ -145,7 +148,7 @@ class ScaleFeatures(_FeatureOp):
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
             "dictionary": dictionary_record(self.dictionary, pack),
-            "features": pack(self.features),
+            "features": pack(self._table("features")),
             "multipliers": pack(self._table("multipliers")),
             "thresholds": pack(self._table("thresholds")),
             "timesteps": self.timesteps,
@@ -170,19 +173,19 @@ class SetFeatures(_FeatureOp):
     """
 
     kind: ClassVar[str] = "set_features"
-    values: torch.Tensor | float = 0.0
+    values: TableLike = 0.0
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _feature_table("SetFeatures", self.dictionary, self.features))
-        object.__setattr__(self, "values", _value_table("SetFeatures: values", self.values, self.features))
-        object.__setattr__(self, "timesteps", check_table("SetFeatures", len(self.features), self.timesteps))
+        object.__setattr__(self, "values", _value_table("SetFeatures: values", self.values, self._table("features")))
+        object.__setattr__(self, "timesteps", check_table("SetFeatures", len(self._table("features")), self.timesteps))
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
         row, used, features = self._chosen(x, context)
         if not len(features):
             return x
-        values = torch.as_tensor(self.values)[row][used].to(x.device)
+        values = self._table("values")[row][used].to(x.device)
         z = feature_codes(self.dictionary, x, features, torch.zeros(len(features)))
         return self._write_back(x, values - z, features, weight)
 
@@ -196,8 +199,8 @@ class SetFeatures(_FeatureOp):
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
             "dictionary": dictionary_record(self.dictionary, pack),
-            "features": pack(self.features),
-            "values": pack(torch.as_tensor(self.values)),
+            "features": pack(self._table("features")),
+            "values": pack(self._table("values")),
             "timesteps": self.timesteps,
         }
 
@@ -212,7 +215,7 @@ def add_feature(
     feature: int,
     *,
     unit: str = "raw",
-    scale: torch.Tensor | Sequence[float] | float | None = None,
+    scale: TableLike | None = None,
     timesteps: tuple[int, ...] | None = None,
 ) -> AddDirection:
     """Steer along a feature's direction, whether the feature is on or not: x' = x + strength * scale(step) *

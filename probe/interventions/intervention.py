@@ -44,10 +44,10 @@ class Intervention:
 
     site: Site | str
     op: Op
-    steps: tuple[int, ...] | None = None
+    steps: Iterable[int] | None = None
     branch: str = "both"
     strength: float = 1.0
-    mask: torch.Tensor | None = None
+    mask: torch.Tensor | np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.site, str):
@@ -81,7 +81,7 @@ class Intervention:
 
     def active_at(self, step: int) -> bool:
         """Whether the edit applies at a step."""
-        return self.strength != 0.0 and (self.steps is None or step in self.steps)
+        return self.strength != 0.0 and (self.steps is None or step in tuple(self.steps))
 
 
 def _steps(steps: Any) -> tuple[int, ...] | None:

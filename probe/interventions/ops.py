@@ -10,7 +10,7 @@ so weight 0, and an operation that changes nothing, give back the very tensor th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +22,8 @@ Weight = float | torch.Tensor
 Pack = Callable[[torch.Tensor], str]
 """Stores a tensor in a recipe and returns its name."""
 Unpack = Callable[[str], torch.Tensor]
+TableLike = torch.Tensor | Sequence[Any] | float
+"""What a per-step table may be given as; operations keep it as a tensor on the CPU."""
 UNITS = ("raw", "std", "p99")
 
 
@@ -150,7 +152,7 @@ class AddDirection(Op):
     kind: ClassVar[str] = "add_direction"
     direction: torch.Tensor
     unit: str = "raw"
-    scale: torch.Tensor | float | None = None
+    scale: TableLike | None = None
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

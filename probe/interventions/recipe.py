@@ -172,10 +172,10 @@ def _named(found: Mapping[str, Any]) -> str:
 def _item_record(item: Intervention, pack: Any) -> dict[str, Any]:
     return {
         "site": str(item.where),
-        "steps": item.steps,
+        "steps": None if item.steps is None else list(item.steps),
         "branch": item.branch,
         "strength": item.strength,
-        "mask": None if item.mask is None else pack(item.mask),
+        "mask": None if item.mask is None else pack(torch.as_tensor(item.mask)),
         "op": {"kind": item.op.kind} | item.op.to_record(pack),
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import streamlit as st
 
 from apps.dashboard import browse, figures, links, readers, results, shell
@@ -28,7 +29,13 @@ def headline(opened: Opened, store: readers.Collected | None, metrics: dict[str,
     if d_sae is not None:
         numbers.append(("Features", f"{d_sae:,}", "Latents of the dictionary, dead ones included."))
     if isinstance(ev := metrics.get("explained_variance"), float):
-        numbers.append(("Explained variance", f"{100 * ev:.1f} %", "1 - FVU about the mean, over all steps, on held-out samples if there are any."))
+        numbers.append(
+            (
+                "Explained variance",
+                f"{100 * ev:.1f} %",
+                "1 - FVU about the mean, over all steps, on held-out samples if there are any.",
+            )
+        )
     if isinstance(l0 := metrics.get("l0"), float):
         numbers.append(("L0", f"{l0:.1f}", "Features that are on in a row, on average."))
     if isinstance(dead := metrics.get("dead_fraction"), float):
@@ -42,23 +49,31 @@ def headline(opened: Opened, store: readers.Collected | None, metrics: dict[str,
 def concepts(bundle: FeatureBundle) -> None:
     """For each value of a factor, the feature that tells it best, with its strongest example."""
     st.subheader("Which feature answers to which concept")
-    factors = [f for f in bundle.factors if len(bundle.concepts[f]) > 1]
+    factors = browse.labelled(bundle)
     if not factors:
         st.caption("The prompts of this run carry no labels, so features could not be matched with concepts.")
         return
     st.caption(
-        "The feature whose strongest activation in an image best tells the concept from the others (AUC, 0.5 = chance), over its "
-        "strongest example. What a feature causes is not shown here."
+        "The feature whose strongest activation in an image best tells the concept from the others (AUC, "
+        "0.5 = chance), over its strongest example. What a feature causes is not shown here."
     )
-    factor = st.segmented_control("Factor", factors, default=factors[0], required=True, key="home_factor", label_visibility="collapsed")
+    most = max(factors, key=lambda f: len(bundle.concepts[f]))
+    factor = (
+        st.segmented_control(
+            "Factor", factors, default=most, required=True, key="home_factor", label_visibility="collapsed"
+        )
+        or most
+    )
     folder = bundle.path
     with st.grid(columns=6, min_column_width=150):
-        for concept in bundle.concepts[factor or factors[0]]:
-            feature, auc = bundle.find(factor or factors[0], concept, 1)[0]
+        for concept in bundle.concepts[factor]:
+            feature, auc = bundle.find(factor, concept, 1)[0]
             with st.container(border=True, gap="xsmall"):
                 picture = readers.best_tile(folder, feature, _CARD_SIDE)
                 if picture is not None:
-                    st.image(picture, width="stretch", alt=f"Strongest example of feature {feature} with its activation map")
+                    st.image(
+                        picture, width="stretch", alt=f"Strongest example of feature {feature} with its activation map"
+                    )
                 st.text(concept, width="stretch")
                 st.page_link(
                     FEATURE_PAGE,
@@ -77,31 +92,49 @@ def unlearning(opened: Opened) -> None:
         st.caption("Nothing has been unlearned in this run. Unlearn one label and score it with:")
         st.code(f"denoscope unlearn --run {opened.run.folder} --object star", language="bash")
         return
-    st.caption("The concept is removed by editing features while the model generates; a judge that never saw the model scores the images.")
+    st.caption(
+        "The concept is removed by editing features while the model generates; an independent judge scores the images."
+    )
+    st.dataframe(results.table(found), hide_index=True, alt="Unlearning scores with 95 % intervals")
     left, right = st.columns([3, 2], vertical_alignment="center")
     with left:
-        st.dataframe(results.table(found), hide_index=True, alt="Unlearning scores with 95 % intervals")
-        st.caption("Values with 95 % intervals over prompts and seeds. " + " ".join(f"**{results.METRICS[m]}**: {text}." for m, text in results.MEANINGS.items()))
-    with right:
         figure = figures.intervals(results.chart_rows(found), x_title="share, with 95 % interval")
-        st.plotly_chart(figure, config=figures.CONFIG, key="home_unlearning", alt="Scores of the edited models with their intervals; the table beside it has the numbers")
+        st.plotly_chart(
+            figure,
+            config=figures.CONFIG,
+            key="home_unlearning",
+            alt="Scores of the edited models with their intervals, as in the table",
+        )
+    with right:
+        meanings = (f"**{results.METRICS[metric]}**: {text}." for metric, text in results.MEANINGS.items())
+        st.caption("\n\n".join(meanings))
 
 
 def browser(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
     """The sortable table of all features, its filters, and the jump to one."""
     st.subheader("All features")
-    labelled = [f for f in bundle.factors if len(bundle.concepts[f]) > 1]
+    labelled = browse.labelled(bundle)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         factor = st.selectbox("Factor", ["any", *labelled], key="home_filter_factor", width=150) if labelled else "any"
         names = list(bundle.concepts[factor]) if factor != "any" else []
-        concept = st.selectbox("Best concept", ["any", *names], key="home_filter_concept", width=180, disabled=not names)
+        concept = st.selectbox(
+            "Best concept", ["any", *names], key="home_filter_concept", width=180, disabled=not names
+        )
         least = st.slider("AUC at least", 0.5, 1.0, 0.5, 0.01, key="home_filter_auc", width=180, disabled=not labelled)
         dead = st.toggle("Dead", False, key="home_filter_dead", help="Show features that never fire.")
-        dense = st.toggle("Dense", True, key="home_filter_dense", help=f"Show features on in more than {bundle.info['dense_above']:.0%} of all rows.")
+        dense = st.toggle(
+            "Dense",
+            True,
+            key="home_filter_dense",
+            help=f"Show features on in more than {bundle.info['dense_above']:.0%} of all rows.",
+        )
     chosen = browse.chosen(frame, labelled, factor=factor, concept=concept, least_auc=least, dead=dead, dense=dense)
     table = browse.table(chosen, labelled, factor)
     if not len(table):
-        st.info(browse.tightest(frame, labelled, factor=factor, concept=concept, least_auc=least, dead=dead, dense=dense), icon=":material/filter_alt_off:")
+        st.info(
+            browse.tightest(frame, labelled, factor=factor, concept=concept, least_auc=least, dead=dead, dense=dense),
+            icon=":material/filter_alt_off:",
+        )
     else:
         event = st.dataframe(
             table,
@@ -113,30 +146,40 @@ def browser(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
             key="home_table",
             alt=f"Table of {len(table)} features with density, activation, best concept and AUC",
         )
-        rows = event["selection"]["rows"]
+        rows = event["selection"]["rows"]  # positions in the table as it was sent, however the reader sorted it
         if rows and rows[0] < len(table):
-            st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(int(table["Feature"].iloc[rows[0]]))})
+            st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(table["Feature"].tolist()[rows[0]])})
     with st.container(horizontal=True, vertical_alignment="bottom"):
         feature = st.number_input("Open feature", 0, bundle.n_features - 1, 0, 1, key="home_jump", width=160)
         if st.button("Open", key="home_open", type="primary"):
             st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(feature)})
-        st.caption(f"{len(table):,} of {bundle.n_features:,} features. Click the box before a row to open it, a column's title to sort.")
+        st.caption(
+            f"{len(table):,} of {bundle.n_features:,} features. The box before a row opens it, a column's title sorts."
+        )
 
 
-def _columns() -> dict[str, object]:
+def _columns() -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
         "Feature": number(format="%d", width="small", pinned=True),
-        "Density": number(format="percent", width="small", help="Share of rows in which the feature is on."),
-        "Images": number(format="percent", width="small", help="Share of images in which it is on anywhere, at any step."),
+        "Density": number(format="%.2f %%", width="small", help="Share of rows in which the feature is on."),
+        "Images": number(
+            format="%.1f %%", width="small", help="Share of images in which it is on anywhere, at any step."
+        ),
         "Max": number(format="%.2f", width="small", help="Largest activation, in the units of the site."),
         "Peak step": number(format="%d", width="small", help="Step with the largest mean activation."),
-        "Concept": st.column_config.TextColumn(help="The concept that its strongest activation in an image tells best."),
+        "Concept": st.column_config.TextColumn(
+            help="The concept that its strongest activation in an image tells best."
+        ),
         "AUC": st.column_config.ProgressColumn(
             format="%.2f", min_value=0.5, max_value=1.0, help="How well it tells that concept; 0.5 = chance."
         ),
-        "Over steps": st.column_config.LineChartColumn(y_min=0, y_max=1, help="Mean activation over steps, noise to image, each on its own scale."),
-        "State": st.column_config.TextColumn(width="small", help="dead: never on. dense: on in more than a tenth of all rows."),
+        "Over steps": st.column_config.LineChartColumn(
+            y_min=0, y_max=1, help="Mean activation over steps, noise to image, each on its own scale."
+        ),
+        "State": st.column_config.TextColumn(
+            width="small", help="dead: never on. dense: on in more than a tenth of all rows."
+        ),
     }
 
 
@@ -148,16 +191,30 @@ def quality(opened: Opened, metrics: dict[str, object], frame: pd.DataFrame, bun
         per_step = metrics.get("ev_per_step")
         if isinstance(per_step, list) and len(per_step) == len(bundle.steps):
             axis = shell.time_axis(bundle.steps, bundle.timesteps, bundle.log_snr)
-            figure = figures.over_time(axis, {"explained variance": per_step}, y_title="explained variance", y_range=(0, 1.02))
-            st.plotly_chart(figure, config=figures.CONFIG, key="home_ev", alt="Explained variance at each denoising step")
-            st.caption("Explained variance of the rows of each step, about that step's own mean; the overall value can exceed all of them.")
+            figure = figures.over_time(
+                axis, {"explained variance": per_step}, y_title="explained variance", y_range=(0, 1.02)
+            )
+            st.plotly_chart(
+                figure, config=figures.CONFIG, key="home_ev", alt="Explained variance at each denoising step"
+            )
+            st.caption(
+                "Explained variance of the rows of each step, about that step's own mean. "
+                "The overall value is about one mean and can exceed all of them."
+            )
         else:
             st.caption("The metrics of this dictionary have no values by step. Train it again to measure them.")
     with right:
         figure = figures.density_histogram(frame["density"].to_numpy(), dense_above=float(bundle.info["dense_above"]))
-        st.plotly_chart(figure, config=figures.CONFIG, key="home_density", alt="Histogram of feature densities on a logarithmic axis")
-        dead, dense = int(frame["dead"].sum()), int(frame["dense"].sum())
-        st.caption(f"How often features fire: {dead:,} of {len(frame):,} never do (not in the histogram), {dense:,} are dense.")
+        st.plotly_chart(
+            figure,
+            config=figures.CONFIG,
+            key="home_density",
+            alt="Histogram of feature densities on a logarithmic axis",
+        )
+        dead, dense = int(np.count_nonzero(frame["dead"])), int(np.count_nonzero(frame["dense"]))
+        st.caption(
+            f"How often features fire: {dead:,} of {len(frame):,} never do (not in the histogram), {dense:,} are dense."
+        )
 
 
 def collection(store: readers.Collected) -> None:
@@ -171,12 +228,15 @@ def collection(store: readers.Collected) -> None:
             alt="Recorded sites",
         )
         st.caption(
-            f"{store.n_samples:,} images x {store.n_steps} steps x {len(store.branches)} branches "
-            f"({', '.join(store.branches)}); {browse.size(store.n_bytes)} of activations when complete."
+            f"{store.n_samples:,} images x {store.n_steps} steps, branches {' and '.join(store.branches)}; "
+            f"{browse.size(store.n_bytes)} of activations when complete."
         )
         with st.expander("Prompts", icon=":material/notes:"):
             st.text("\n".join(store.prompts))
-            st.caption(f"The first {len(store.prompts)} of {store.n_samples:,}. Labelled factors: {', '.join(store.factors) or 'none'}.")
+            st.caption(
+                f"The first {len(store.prompts)} of {store.n_samples:,}. "
+                f"Labelled factors: {', '.join(store.factors) or 'none'}."
+            )
     with right:
         st.dataframe(
             [{"Model": key, "Value": text} for key, text in browse.flat(store.model)],

@@ -1,0 +1,54 @@
+"""``denoscope bench``: quality of the product's parts, as measurement files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from apps.commands._options import Commands, add_command, load_model, new_file, positive
+
+_EXAMPLE = """
+denoscope bench canvas --n 1000 --out canvas.json
+denoscope bench canvas --quick --out quick.json
+"""
+QUICK_N = 96
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "bench",
+        run,
+        summary="measure quality and write a measurement file",
+        about="canvas: does the embedded model draw what it is asked for? Prompts are drawn and read back by the "
+        "judge, whose "
+        "own ceilings on real renders and on autoencoder reconstructions stand beside every score.",
+        example=_EXAMPLE,
+    )
+    parser.add_argument("what", choices=("canvas",), help="what to measure")
+    parser.add_argument("--n", type=positive, default=1000, help="prompts; half as many for the held-out pairs")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_N} prompts, within two minutes on two slow cores")
+    parser.add_argument("--seed", type=int, default=5_000_000, help="seed of the first image; the others count up")
+    parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
+    parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and write."""
+    from apps.bench_canvas import bench_canvas, canvas_table
+    from apps.judging import shipped_judge
+    from apps.progress import Clock
+
+    out = new_file(options.out, force=options.force)
+    judge = shipped_judge()
+    options.model = "canvas"
+    pipe = load_model(options)
+    clock = Clock()
+    n = min(options.n, QUICK_N) if options.quick else options.n
+    measured = bench_canvas(pipe, judge, n, seed=options.seed, batch_size=options.batch_size, device=options.device)
+    measured.write(out)
+    print(canvas_table(measured))
+    print(f"\n{out} ({clock})")

@@ -1,0 +1,84 @@
+"""``denoscope demo``: the whole story on the embedded model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from apps.commands._options import Commands, add_command
+
+_EXAMPLE = """
+denoscope demo --out runs/demo
+denoscope demo --out runs/boat --object boat --style mosaic
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "demo",
+        run,
+        summary="collect, train, find, unlearn, steer and report on canvas",
+        about="Record the embedded model, train dictionaries, find features, unlearn one object and one style, steer a "
+        "feature, judge all of it and write results.json and report.html. About four minutes on two slow cores.",
+        example=_EXAMPLE,
+        resumable=True,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--object", default="star", help="object to unlearn")
+    parser.add_argument("--style", default="neon", help="style to unlearn")
+    parser.add_argument("--quick", action="store_true", help="a miniature that proves the plumbing and nothing else")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the stages and print the results."""
+    from dataclasses import replace
+
+    from apps.demo import run_demo
+    from apps.demo_config import DemoConfig
+    from probe.canvas import FACTORS
+    from probe.errors import UnknownConcept
+
+    for factor in ("object", "style"):
+        if getattr(options, factor) not in FACTORS[factor]:
+            raise UnknownConcept(
+                f"demo: canvas has no {factor} {getattr(options, factor)!r}; it has {', '.join(FACTORS[factor])}."
+            )
+    config = replace(DemoConfig(), object=options.object, style=options.style)
+    if options.quick:
+        config = DemoConfig.miniature(
+            object=options.object,
+            style=options.style,
+            objects=tuple(dict.fromkeys((options.object, "star", "heart"))),
+            styles=tuple(dict.fromkeys((options.style, "flat", "neon"))),
+        )
+    measured = run_demo(config, options.out)
+    print("\n" + summary(measured))
+    print(f"\nreport     {options.out / 'report.html'}")
+    print(f"results    {options.out / 'results.json'}")
+    print(f"dashboard  denoscope app {options.out}")
+
+
+def summary(measured: dict[str, Any]) -> str:
+    """The results for people."""
+    from apps.commands.unlearn import scores_table
+
+    rows = measured["rows"]
+    unlearned = scores_table([row for row in rows if "ua" in row])
+    lines = [unlearned, "", "percent, 95 % intervals over prompts and seeds; all images are judged"]
+    for row in rows:
+        if row.get("measure") == "dictionary":
+            lines.append(
+                f"dictionary at {row['site']}: explained variance {row['explained_variance']:.2f}, L0 {row['l0']:.1f}, "
+                f"dead {row['dead_fraction']:.1%} of {row['features']}"
+            )
+    ratios = measured["ratios"]
+    steered = next(row for row in rows if row.get("measure") == "steer")
+    lines.append(
+        f"steering feature {steered['feature']} ({steered['steered']}): the judge sees it with probability "
+        f"{ratios['steer_unedited']:.2f} unedited, {ratios['steer_up']:.2f} pushed up, "
+        f"{ratios['steer_random']:.2f} with a random direction of the same length"
+    )
+    return "\n".join(lines)
