@@ -48,9 +48,7 @@ class AsyncShardWriter:
     def submit(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Queue a shard; waits while the queue is full. The arrays must not be changed afterwards."""
         if self._thread is None:
-            raise WriterClosed(
-                explain("The background writer is not running", next_step="use it in a with block")
-            )
+            raise WriterClosed(explain("The background writer is not running", next_step="use it in a with block"))
         self._raise_error()
         self._queue.put((shard, arrays))
 

@@ -97,12 +97,8 @@ def _unchanged(x: np.ndarray) -> np.ndarray:
 _F16, _F32, _U16 = np.dtype("<f2"), np.dtype("<f4"), np.dtype("<u2")
 
 DTYPES: dict[str, StoredDType] = {
-    "float32": StoredDType(
-        "float32", "float32", _F32, "NaN", (_F32,), _unchanged, _unchanged, 0x7F800000, 0x007FFFFF
-    ),
-    "float16": StoredDType(
-        "float16", "float16", _F16, "NaN", (_F16, _F32), _to_float16, _unchanged, 0x7C00, 0x03FF
-    ),
+    "float32": StoredDType("float32", "float32", _F32, "NaN", (_F32,), _unchanged, _unchanged, 0x7F800000, 0x007FFFFF),
+    "float16": StoredDType("float16", "float16", _F16, "NaN", (_F16, _F32), _to_float16, _unchanged, 0x7C00, 0x03FF),
     "bfloat16": StoredDType(
         "bfloat16", "uint16", _U16, _BFLOAT16_NAN, (_U16, _F32), _to_bfloat16, _from_bfloat16, 0x7F80, 0x007F
     ),

@@ -70,9 +70,7 @@ def read_small(path: Path, limit: int) -> bytes:
     try:
         size = os.fstat(fd).st_size
         if size > limit:
-            raise InvalidMetadata(
-                explain(f"{path} is too large", found=f"{size} bytes", expected=f"at most {limit}")
-            )
+            raise InvalidMetadata(explain(f"{path} is too large", found=f"{size} bytes", expected=f"at most {limit}"))
         with os.fdopen(fd, "rb", closefd=False) as file:
             return file.read(limit)
     finally:

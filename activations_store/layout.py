@@ -209,9 +209,7 @@ def read_store_info(root: Path) -> StoreInfo:
         ) from None
     value = jsonio.parse(data, str(path))
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise InvalidMetadata(
-            explain(f"{path} does not describe an activation store", expected=f"format {FORMAT!r}")
-        )
+        raise InvalidMetadata(explain(f"{path} does not describe an activation store", expected=f"format {FORMAT!r}"))
     version = value.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InvalidMetadata(explain(f"{path} has no usable format version", found=repr(version)[:60]))
@@ -258,11 +256,7 @@ def check_arrays(layout: Layout, spec: StoreSpec) -> None:
             path = folder / "zarr.json"
             if read_small(path, len(data) + 1) != data:
                 raise InvalidMetadata(
-                    explain(
-                        f"{path} does not say what store.json says", next_step="restore the file from a copy"
-                    )
+                    explain(f"{path} does not say what store.json says", next_step="restore the file from a copy")
                 )
     except FileNotFoundError as error:
-        raise InvalidMetadata(
-            explain(f"The store {layout.root} is damaged", found=f"no {error.filename}")
-        ) from error
+        raise InvalidMetadata(explain(f"The store {layout.root} is damaged", found=f"no {error.filename}")) from error

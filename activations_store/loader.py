@@ -97,9 +97,7 @@ class RowLoader:
             ("threads", threads, 1),
         ):
             if value < least:
-                raise InvalidSelection(
-                    explain(f"{name} is too small", found=value, expected=f"{least} or more")
-                )
+                raise InvalidSelection(explain(f"{name} is too small", found=value, expected=f"{least} or more"))
         if not 0 <= rank < world:
             raise InvalidSelection(explain("rank is out of range", found=rank, expected=f"0 to {world - 1}"))
         self._store = store
@@ -128,9 +126,7 @@ class RowLoader:
         n_rows = self._order.n_rows
         self._lo, self._hi = n_rows * rank // world, n_rows * (rank + 1) // world
         if n_rows < world:  # on every rank alike, not only on those that would have nothing
-            raise InvalidSelection(
-                explain("There are more ranks than rows", found=f"{world} ranks, {n_rows} rows")
-            )
+            raise InvalidSelection(explain("There are more ranks than rows", found=f"{world} ranks, {n_rows} rows"))
         self.batch_size = batch_size
         self._position = position
         self._pool_rows = min(pool_rows, self._hi - self._lo)

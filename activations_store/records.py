@@ -96,9 +96,7 @@ class CommitRecord:
 
     def same_values(self, other: "CommitRecord") -> bool:
         """True when both records speak of the same numbers at every site."""
-        return {n: s.array_sha256 for n, s in self.sites.items()} == {
-            n: s.array_sha256 for n, s in other.sites.items()
-        }
+        return {n: s.array_sha256 for n, s in self.sites.items()} == {n: s.array_sha256 for n, s in other.sites.items()}
 
 
 def record_limit(spec: StoreSpec) -> int:
@@ -154,9 +152,7 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
         if len(counts) != 1 + 3 * spec.n_steps or any(type(n) is not int or n < 0 for n in counts):
             raise ValueError(f"the counts of site {name} are not numbers, one a step")
         if spec.compression is None and entry["n_bytes"] != grid.file_bytes(shard):
-            raise ValueError(
-                f"site {name} is given {entry['n_bytes']} bytes, the spec makes {grid.file_bytes(shard)}"
-            )
+            raise ValueError(f"site {name} is given {entry['n_bytes']} bytes, the spec makes {grid.file_bytes(shard)}")
         sites[name] = SiteRecord(
             entry["n_bytes"],
             entry["sha256"],

@@ -44,14 +44,10 @@ def check_samples(table: "pa.Table", n_samples: int) -> None:
             )
     if table.num_rows != n_samples:
         raise InvalidSamples(
-            explain(
-                "The sample table has another length than the spec", found=table.num_rows, expected=n_samples
-            )
+            explain("The sample table has another length than the spec", found=table.num_rows, expected=n_samples)
         )
     if not np.array_equal(table.column("sample").to_numpy(), np.arange(n_samples)):
-        raise InvalidSamples(
-            explain("Column 'sample' does not number the rows", expected="0, 1, ... in order")
-        )
+        raise InvalidSamples(explain("Column 'sample' does not number the rows", expected="0, 1, ... in order"))
 
 
 def canonical_samples(table: "pa.Table", n_samples: int) -> "pa.Table":
@@ -59,9 +55,7 @@ def canonical_samples(table: "pa.Table", n_samples: int) -> "pa.Table":
     import pyarrow as pa
 
     if not isinstance(table, pa.Table):
-        raise InvalidSamples(
-            explain("The sample table", found=type(table).__name__, expected="pyarrow.Table")
-        )
+        raise InvalidSamples(explain("The sample table", found=type(table).__name__, expected="pyarrow.Table"))
     text = (pa.large_string(), pa.string_view())
     fields = [pa.field(f.name, pa.string() if f.type in text else f.type) for f in table.schema]
     try:
@@ -120,7 +114,5 @@ def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
             table = parquet.read()
         check_samples(table, n_samples)
     except (pa.ArrowException, InvalidSamples, FileNotFoundError) as error:
-        raise InvalidMetadata(
-            explain(f"The sample table {path} cannot be read", found=str(error)[:200])
-        ) from error
+        raise InvalidMetadata(explain(f"The sample table {path} cannot be read", found=str(error)[:200])) from error
     return table

@@ -68,9 +68,7 @@ def resolve_branches(selection: BranchSelection, branches: tuple[str, ...]) -> n
     for item in items:
         if isinstance(item, str):
             if item not in branches:
-                raise InvalidSelection(
-                    explain(f"No branch {item!r}", expected="one of " + ", ".join(branches))
-                )
+                raise InvalidSelection(explain(f"No branch {item!r}", expected="one of " + ", ".join(branches)))
             positions.append(branches.index(item))
         else:
             positions.append(item)

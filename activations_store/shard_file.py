@@ -38,9 +38,7 @@ def write_shard_file(
     crcs = np.empty(grid.chunks_in(shard), "<u4")
     padded = np.empty((g, k, channels), values.dtype)
     for i, (sample_block, step, branch, token_block) in enumerate(grid.iter_chunks(shard)):
-        piece = values[
-            sample_block * g : (sample_block + 1) * g, step, branch, token_block * k : (token_block + 1) * k
-        ]
+        piece = values[sample_block * g : (sample_block + 1) * g, step, branch, token_block * k : (token_block + 1) * k]
         if piece.shape != padded.shape:
             padded[...] = fill
             padded[: piece.shape[0], : piece.shape[1]] = piece

@@ -47,11 +47,7 @@ def parse_index(data: np.ndarray, n_chunks: int, file_bytes: int, path: Path) ->
     offsets, lengths = entries[present, 0], entries[present, 1]
     end = np.uint64(file_bytes - len(data))
     # offset + length could wrap around 2^64, so compare without adding
-    if (
-        (offsets > end).any()
-        or (lengths > end - np.minimum(offsets, end)).any()
-        or (lengths <= CRC_BYTES).any()
-    ):
+    if (offsets > end).any() or (lengths > end - np.minimum(offsets, end)).any() or (lengths <= CRC_BYTES).any():
         raise corrupt(path, "the shard index points outside the file")
     return entries
 
@@ -67,9 +63,7 @@ class ShardReader:
         compression: None or "zstd".
     """
 
-    def __init__(
-        self, path: Path, grid: ChunkGrid, shard: int, record: SiteRecord, compression: str | None
-    ) -> None:
+    def __init__(self, path: Path, grid: ChunkGrid, shard: int, record: SiteRecord, compression: str | None) -> None:
         self.path = path
         self._grid = grid
         self._compressed = compression is not None
@@ -87,12 +81,10 @@ class ShardReader:
             read_into(self._fd, tail, size - len(tail), path)
             self._index = parse_index(tail, n_chunks, size, path)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         # Chunks beyond the last sample are absent, and they are the last ones in C order.
-        if (self._index[: len(self._crcs)] == ABSENT).any() or (
-            self._index[len(self._crcs) :] != ABSENT
-        ).any():
+        if (self._index[: len(self._crcs)] == ABSENT).any() or (self._index[len(self._crcs) :] != ABSENT).any():
             self.close()
             raise corrupt(path, "the shard index lacks a chunk, or has one beyond the last sample")
 

@@ -65,9 +65,7 @@ class RowOrder:
         self._sample_block, self._sample_first, self._n_s = np.unique(
             samples // g, return_index=True, return_counts=True
         )
-        self._token_block, self._token_first, self._n_t = np.unique(
-            tokens // k, return_index=True, return_counts=True
-        )
+        self._token_block, self._token_first, self._n_t = np.unique(tokens // k, return_index=True, return_counts=True)
         self._dims = (len(self._sample_block), len(steps), len(branches), len(self._token_block))
         self._cached: tuple[int, np.ndarray, np.ndarray | None] | None = None
 
@@ -125,9 +123,7 @@ class RowOrder:
         """(shard, position in the shard's index) of the chunk that holds a block."""
         s, i, b, t = np.unravel_index(block, self._dims)
         shard, local = divmod(int(self._sample_block[s]), self._grid.chunks_per_shard[0])
-        return shard, self._grid.linear(
-            local, int(self.steps[i]), int(self.branches[b]), int(self._token_block[t])
-        )
+        return shard, self._grid.linear(local, int(self.steps[i]), int(self.branches[b]), int(self._token_block[t]))
 
     def rows_in_chunk(self, block: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(sample, token) positions inside the chunk of rows first .. first + count - 1 of a block."""

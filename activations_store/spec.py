@@ -49,9 +49,7 @@ _BRANCH_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 def _check_count(what: str, value: object, limit: int) -> None:
     # bool is an int in Python, and True channels is a mistake
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidSpec(
-            explain(f"{what} is out of range", found=repr(value), expected=f"an int from 1 to {limit}")
-        )
+        raise InvalidSpec(explain(f"{what} is out of range", found=repr(value), expected=f"an int from 1 to {limit}"))
 
 
 @dataclass(frozen=True)
@@ -149,14 +147,10 @@ class StoreSpec:
         object.__setattr__(self, "sites", tuple(self.sites))
         object.__setattr__(self, "branches", tuple(self.branches))
         if not all(isinstance(site, SiteSpec) for site in self.sites):
-            raise InvalidSpec(
-                explain("sites holds something that is not a SiteSpec", expected="SiteSpec objects")
-            )
+            raise InvalidSpec(explain("sites holds something that is not a SiteSpec", expected="SiteSpec objects"))
         object.__setattr__(self, "timesteps", tuple(_number(t, "timesteps") for t in self.timesteps))
         clipped = (_number(s, "log_snr", infinite=True) for s in self.log_snr)
-        object.__setattr__(
-            self, "log_snr", tuple(max(-LOG_SNR_LIMIT, min(LOG_SNR_LIMIT, float(s))) for s in clipped)
-        )
+        object.__setattr__(self, "log_snr", tuple(max(-LOG_SNR_LIMIT, min(LOG_SNR_LIMIT, float(s))) for s in clipped))
         _check_count("n_samples", self.n_samples, MAX_SAMPLES)
         _check_count("samples_per_shard", self.samples_per_shard, MAX_SAMPLES_PER_SHARD)
         _check_count("the number of sites", len(self.sites), MAX_SITES)
@@ -227,11 +221,7 @@ class StoreSpec:
         values = len(one.timesteps) * len(one.branches)
         sample_bytes = sum(s.tokens * s.channels * s.stored_dtype.itemsize * values for s in one.sites)
         size = 1
-        while (
-            size * 2 <= max_samples_per_shard
-            and size * 2 * sample_bytes <= max_shard_bytes
-            and size < n_samples
-        ):
+        while size * 2 <= max_samples_per_shard and size * 2 * sample_bytes <= max_shard_bytes and size < n_samples:
             size *= 2
         return cls(sites, n_samples, timesteps, log_snr, branches, size, compression)
 
@@ -297,11 +287,7 @@ class StoreSpec:
         """Bytes of all shard files and, estimated, of the commit records (which list a checksum a chunk)."""
         n_chunks = sum(math.prod(self.grid(s.name).chunks_per_shard) for s in self.sites) * self.n_shards
         per_site = 400 + 8 * self.n_steps
-        return (
-            sum(self.bytes_by_site().values())
-            + 6 * n_chunks
-            + self.n_shards * (700 + per_site * len(self.sites))
-        )
+        return sum(self.bytes_by_site().values()) + 6 * n_chunks + self.n_shards * (700 + per_site * len(self.sites))
 
     def shard_bytes(self, shard: int = 0) -> int:
         """Bytes of one shard of all sites, uncompressed: what one pending shard costs in memory, nearly."""
@@ -323,18 +309,10 @@ class StoreSpec:
         for key in ("sites", "timesteps", "log_snr", "branches"):
             if not isinstance(values[key], list):
                 raise InvalidSpec(explain(f"{key} is not a list", found=type(values[key]).__name__))
-        if (
-            len(sites) > MAX_SITES
-            or len(values["timesteps"]) > MAX_STEPS
-            or len(values["log_snr"]) > MAX_STEPS
-        ):
-            raise InvalidSpec(
-                explain("The spec has too many sites or steps", expected=f"{MAX_SITES} and {MAX_STEPS}")
-            )
+        if len(sites) > MAX_SITES or len(values["timesteps"]) > MAX_STEPS or len(values["log_snr"]) > MAX_STEPS:
+            raise InvalidSpec(explain("The spec has too many sites or steps", expected=f"{MAX_SITES} and {MAX_STEPS}"))
         values["sites"] = tuple(
-            SiteSpec(
-                **{**site, "grid": tuple(site["grid"]) if isinstance(site["grid"], list) else site["grid"]}
-            )
+            SiteSpec(**{**site, "grid": tuple(site["grid"]) if isinstance(site["grid"], list) else site["grid"]})
             for site in (_exact_keys(s, SiteSpec) for s in sites)
         )
         return cls(**values)
@@ -354,9 +332,7 @@ def _number(value: Any, what: str, *, infinite: bool = False) -> int | float:
     number = value.item() if isinstance(value, np.generic) else value
     good = isinstance(number, int | float) and not isinstance(number, bool)
     if not good or math.isnan(number) or (math.isinf(number) and not infinite):
-        raise InvalidSpec(
-            explain(f"{what} holds a bad value", found=repr(value)[:60], expected="finite numbers")
-        )
+        raise InvalidSpec(explain(f"{what} holds a bad value", found=repr(value)[:60], expected="finite numbers"))
     return number
 
 

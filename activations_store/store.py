@@ -106,9 +106,7 @@ class ActivationStore:
                     expected="one of " + (", ".join(self.factors) or "none"),
                 )
             )
-        return np.array(
-            [label or "" for label in self.samples.column(f"label_{factor}").to_pylist()], dtype=str
-        )
+        return np.array([label or "" for label in self.samples.column(f"label_{factor}").to_pylist()], dtype=str)
 
     @property
     def committed(self) -> list[int]:
@@ -160,9 +158,7 @@ class ActivationStore:
             spec = self.spec.site(site)
             reader = self._readers.put(
                 (site, shard),
-                ShardReader(
-                    self._layout.shard(spec, shard), self.spec.grid(site), shard, entry, self.spec.compression
-                ),
+                ShardReader(self._layout.shard(spec, shard), self.spec.grid(site), shard, entry, self.spec.compression),
             )
         return reader
 
@@ -228,9 +224,7 @@ class SiteView:
         for shard in shards:
             self._store.record(int(shard))  # missing samples are reported before memory is taken
         dtype = self.spec.stored_dtype
-        out = np.empty(
-            (len(samples), len(steps), len(branches), len(tokens), self.spec.channels), dtype.stored
-        )
+        out = np.empty((len(samples), len(steps), len(branches), len(tokens), self.spec.channels), dtype.stored)
         g, _, _, k, channels = grid.chunk_shape
         scratch = np.empty((g, k, channels), dtype.stored)
         scratch_bytes = scratch.reshape(-1).view(np.uint8)
@@ -266,11 +260,7 @@ class SiteView:
 def _parts(chosen: np.ndarray, size: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Positions grouped by block of `size`: (block, where in `chosen`, where in the block)."""
     blocks = chosen // size
-    return [
-        (int(b), at, chosen[at] - b * size)
-        for b in np.unique(blocks)
-        for at in (np.flatnonzero(blocks == b),)
-    ]
+    return [(int(b), at, chosen[at] - b * size) for b in np.unique(blocks) for at in (np.flatnonzero(blocks == b),)]
 
 
 def _is_run(at: np.ndarray, inside: np.ndarray, size: int) -> bool:

@@ -62,9 +62,7 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
     problems: list[Problem] = []
     try:
         if read_store_info(layout.root) != info:
-            problems.append(
-                Problem("metadata", "store.json changed since the store was opened", "store.json")
-            )
+            problems.append(Problem("metadata", "store.json changed since the store was opened", "store.json"))
         check_arrays(layout, info.spec)
     except (StoreError, OSError) as error:
         problems.append(Problem("metadata", str(error), "store.json or zarr.json"))
@@ -100,9 +98,7 @@ def _listed_records(layout: Layout, info: StoreInfo, problems: list[Problem]) ->
     return shards
 
 
-def _check_shard(
-    layout: Layout, info: StoreInfo, site: SiteSpec, shard: int, entry: SiteRecord, *, full: bool
-) -> None:
+def _check_shard(layout: Layout, info: StoreInfo, site: SiteSpec, shard: int, entry: SiteRecord, *, full: bool) -> None:
     """Raise `CorruptShard` (or another `StoreError`) with the first thing that is wrong."""
     path, grid = layout.shard(site, shard), info.spec.grid(site.name)
     reader = ShardReader(path, grid, shard, entry, info.spec.compression)  # type, size, index
@@ -151,14 +147,10 @@ def _strangers(layout: Layout, info: StoreInfo) -> list[Problem]:
     problems = []
     try:
         for path in temp_files(layout, info.spec):
-            problems.append(
-                Problem("leftover", "left by a killed writer, or being written", _relative(layout, path))
-            )
+            problems.append(Problem("leftover", "left by a killed writer, or being written", _relative(layout, path)))
         for site, shard, path in uncommitted_files(layout, info.spec):
             kind = "uncommitted" if shard < info.spec.n_shards else "unexpected"
-            problems.append(
-                Problem(kind, "a shard file without a commit record", _relative(layout, path), shard, site)
-            )
+            problems.append(Problem(kind, "a shard file without a commit record", _relative(layout, path), shard, site))
         for site in info.spec.sites:
             for entry in sorted(os.scandir(layout.array(site)), key=lambda e: e.name):
                 known = entry.name == "zarr.json" or layout.shard_number(entry.name) is not None

@@ -203,9 +203,7 @@ class StoreWriter:
             DiskFull: no room; nothing of this shard is left on disk.
         """
         if not self._closer.alive:
-            raise WriterClosed(
-                explain(f"The writer of {self.path} is closed", next_step="open it with resume")
-            )
+            raise WriterClosed(explain(f"The writer of {self.path} is closed", next_step="open it with resume"))
         stored, counts = self._checked(shard, arrays)
         with ExitStack() as stack:
             temps: list[TempFile] = []
@@ -315,9 +313,7 @@ class StoreWriter:
                         for temp in temps:
                             temp.publish()
                     return existing
-                different = [
-                    n for n, s in record.sites.items() if s.array_sha256 != existing.sites[n].array_sha256
-                ]
+                different = [n for n, s in record.sites.items() if s.array_sha256 != existing.sites[n].array_sha256]
                 raise ShardConflict(
                     explain(
                         f"Shard {record.shard} of {self.path} is committed already with other values",
@@ -358,9 +354,7 @@ def _refuse_existing(layout: Layout) -> None:
                 next_step="use StoreWriter.resume to go on with it, or choose another folder",
             )
         )
-    if layout.commits.is_dir() and any(
-        layout.record_number(p.name) is not None for p in layout.commits.iterdir()
-    ):
+    if layout.commits.is_dir() and any(layout.record_number(p.name) is not None for p in layout.commits.iterdir()):
         raise StoreExists(
             explain(
                 f"{layout.root} holds commit records but no store.json",

@@ -243,14 +243,13 @@ class _State:
 
     def load(self, checkpoint: Checkpoint) -> None:
         stored = checkpoint.tensors
-        device = self.rows_silent.device
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(stored[f"weights.{name}"])
             for name, tensor in self.sae.fixed_tensors().items():
                 tensor.copy_(stored[f"fixed.{name}"])
         adam = {name.removeprefix("adam."): t for name, t in stored.items() if name.startswith("adam.")}
-        self.adam.load_state({name: t.to(device) for name, t in adam.items()})
+        self.adam.load_state(adam)
         self.rows_silent.copy_(stored["rows_silent"])
         self.batch = checkpoint.batch
 

@@ -102,9 +102,7 @@ def test_exception_in_progress_stops_and_next_call_continues(world: World, tmp_p
     assert timeless[0] == timeless[1]
 
 
-def test_damaged_checkpoint_costs_one_interval(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_checkpoint_costs_one_interval(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = TrainConfig(**QUICK, rows=20_000, checkpoint_rows=2560)
     train(world.store, config, tmp_path / "a")
 

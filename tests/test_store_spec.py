@@ -144,7 +144,9 @@ def test_chunk_size_rule(shard: int, tokens: int, row_bytes: int) -> None:
     channels=st.integers(1, 800),
     per_shard=st.integers(1, 16),
 )
-def test_chunk_arithmetic(n_samples: int, steps: int, branches: int, tokens: int, channels: int, per_shard: int) -> None:
+def test_chunk_arithmetic(
+    n_samples: int, steps: int, branches: int, tokens: int, channels: int, per_shard: int
+) -> None:
     grid = ChunkGrid(n_samples, steps, branches, tokens, channels, per_shard, 4)
     assert all(s % c == 0 for s, c in zip(grid.shard_shape, grid.chunk_shape, strict=True))
     assert grid.shard_shape[0] == per_shard
@@ -155,7 +157,5 @@ def test_chunk_arithmetic(n_samples: int, steps: int, branches: int, tokens: int
         # Present chunks are the first ones of the index, in order: the reader relies on it.
         assert [grid.linear(*c) for c in chunks] == list(range(grid.chunks_in(shard)))
         g, _, _, k, _ = grid.chunk_shape
-        covered = sum(
-            min(g, grid.samples_in(shard) - s * g) * min(k, tokens - t * k) for s, _, _, t in chunks
-        )
+        covered = sum(min(g, grid.samples_in(shard) - s * g) * min(k, tokens - t * k) for s, _, _, t in chunks)
         assert covered == grid.samples_in(shard) * steps * branches * tokens

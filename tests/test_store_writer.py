@@ -96,13 +96,9 @@ def test_resume_names_both_sides(tmp_path: Path) -> None:
     with pytest.raises(errors.PlanMismatch, match=r"guidance: stored 2.0, given 7.5"):
         StoreWriter.resume(tmp_path / "s", spec=spec, fingerprint=FINGERPRINT, plan={**PLAN, "guidance": 7.5})
     with pytest.raises(errors.PlanMismatch, match=r"prompts\[1\]: stored 'a star', given 'x'"):
-        StoreWriter.resume(
-            tmp_path / "s", spec=spec, fingerprint=FINGERPRINT, plan={**PLAN, "prompts": ["a cup", "x"]}
-        )
+        StoreWriter.resume(tmp_path / "s", spec=spec, fingerprint=FINGERPRINT, plan={**PLAN, "prompts": ["a cup", "x"]})
     with pytest.raises(errors.FingerprintMismatch, match=r"weights_hash: stored 'abc', given 'zzz'"):
-        StoreWriter.resume(
-            tmp_path / "s", spec=spec, fingerprint={**FINGERPRINT, "weights_hash": "zzz"}, plan=PLAN
-        )
+        StoreWriter.resume(tmp_path / "s", spec=spec, fingerprint={**FINGERPRINT, "weights_hash": "zzz"}, plan=PLAN)
     with pytest.raises(errors.FingerprintMismatch, match="revision is only in the given one"):
         StoreWriter.resume(tmp_path / "s", spec=spec, fingerprint={**FINGERPRINT, "revision": 1}, plan=PLAN)
     with pytest.raises(errors.SpecMismatch, match=r"samples_per_shard: stored 4, given 5"):
@@ -170,7 +166,9 @@ def test_nonfinite_values_are_refused_by_site_and_step_or_counted(tmp_path: Path
     arrays[JOINED.name][0, 1, 0, 0, 0] = 1e5  # fits float32, not float16
     arrays[BITS.name][2, 0, 0, 0, 0] = 3.4e38  # fits float32, rounds to infinity in bfloat16
     with create(tmp_path / "s", spec) as writer:
-        with pytest.raises(errors.NonFiniteActivations, match=r"mid_block:out step 1: 0 NaN, 3 infinite \(1 by overflow\)"):
+        with pytest.raises(
+            errors.NonFiniteActivations, match=r"mid_block:out step 1: 0 NaN, 3 infinite \(1 by overflow\)"
+        ):
             writer.write_shard(0, arrays)
         assert writer.pending() == [0, 1, 2]
     with create(tmp_path / "t", spec, allow_nonfinite=True) as writer:

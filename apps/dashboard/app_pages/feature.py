@@ -211,8 +211,8 @@ def neighbours(bundle: FeatureBundle, feature: int) -> None:
 def dead(bundle: FeatureBundle, feature: int) -> None:
     """What is said of a feature that never fires."""
     st.info(
-        f"Feature {feature} is dead: it was never on in the {bundle.n_samples:,} images of this bundle, so there are no "
-        "examples, maps or concepts to show. It may have fired on other data in training.",
+        f"Feature {feature} is dead: it was never on in the {bundle.n_samples:,} images of this bundle, so there are "
+        "no examples, maps or concepts to show. It may have fired on other data in training.",
         icon=":material/do_not_disturb_on:",
     )
 
