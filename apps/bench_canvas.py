@@ -52,7 +52,9 @@ def bench_canvas(
     for name, (steps, guidance) in ((SHIPPED, tuple(shipped)), (CALL, call)):
         for split, prompts in (("trained", trained), ("held out", held_out)):
             first = seed if split == "trained" else seed + n
-            verdict, seconds = _generated(pipe, judge, prompts, first, steps, guidance, batch_size, f"{name}, {split}")
+            verdict, seconds = _generated(
+                pipe, judge, prompts, first, int(steps), guidance, batch_size, f"{name}, {split}"
+            )
             about = {"images": name, "split": split, "steps": steps, "guidance": guidance}
             rows += _rows(verdict, prompts, about | {"seconds_per_image": seconds})
     rows += _empty(pipe, judge, min(n, 64), seed + 2 * n, shipped.steps, shipped.guidance, batch_size)

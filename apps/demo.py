@@ -63,8 +63,8 @@ def run_demo(
 
     run = _claim(Path(out))
     judge = judge or shipped_judge()
-    pipe = pipe or load_pipeline(config.model)
-    demo = _Demo(config, run, pipe, judge, Stages(run, say, 5 + 2 * len(config.dictionary_sites)))
+    model = load_pipeline(config.model) if pipe is None else pipe
+    demo = _Demo(config, run, model, judge, Stages(run, say, 5 + 2 * len(config.dictionary_sites)))
     store = demo.collect()
     dictionaries = {site: demo.train(store, site) for site in config.dictionary_sites}
     bundles = {site: demo.features(store, site, made) for site, made in dictionaries.items()}
@@ -81,7 +81,7 @@ def run_demo(
         "demo.canvas",
         rows,
         ratios | steered["ratios"],
-        device=str(pipe.device),
+        device=str(model.device),
         config=config.to_dict() | {"config_hash": config.content_hash, "model_fingerprint": demo.model},
     ).write(run.results)
     write_report(run, config, measured, demo.grid, records, baseline, steered)
@@ -115,7 +115,7 @@ class _Demo:
         self.scored = set(self.grid.prompts)
         within = {"object": config.objects, "style": config.styles}
         self.within = {name: values for name, values in within.items() if values}
-        self.collected = balanced(config.n_prompts, seed=config.seed, exclude=self.scored, **self.within)
+        self.collected = balanced(config.n_prompts, seed=config.seed, exclude=self.scored, **self.within)  # pyright: ignore[reportArgumentType]
 
     def collect(self) -> ActivationStore:
         """Record the sites."""
@@ -302,7 +302,7 @@ class _Demo:
         fixed = {key: tuple(v) for key, v in self.within.items() if key != factor} | {
             factor: tuple(dict.fromkeys(others))
         }
-        prompts = balanced(config.steer_prompts, seed=2, exclude=exclude, **fixed)
+        prompts = balanced(config.steer_prompts, seed=2, exclude=exclude, **fixed)  # pyright: ignore[reportArgumentType]
         seeds = range(STEER_SEED, STEER_SEED + len(prompts.prompts))
         key = {
             "model": self.model["weights_hash"],

@@ -88,17 +88,16 @@ def build_bundle(
             if progress is not None:
                 progress(done, 2 * n_samples)
 
-        order = np.argsort(-stats.pooled, axis=0, kind="stable")[
-            :n_examples
-        ].T  # (d_sae, n): positions in the selection
+        # (d_sae, n) positions in the selection. Contiguous, as safetensors writes bytes in memory order.
+        order = np.ascontiguousarray(np.argsort(-stats.pooled, axis=0, kind="stable")[:n_examples].T)
         activation = np.take_along_axis(stats.pooled.T, order, axis=1)
         scale = stats.pooled.max(axis=0)
         steps = _write_maps(temporary, sae, store, chosen, order, activation, scale, progress)
         used = activation > 0
         save_file(
             {
-                "sample": np.where(used, order, -1).astype(np.int32),
-                "step": np.where(used, steps, -1).astype(np.int32),
+                "sample": np.ascontiguousarray(np.where(used, order, -1), dtype=np.int32),
+                "step": np.ascontiguousarray(np.where(used, steps, -1), dtype=np.int32),
                 "activation": np.ascontiguousarray(np.where(used, activation, 0), dtype=np.float32),
             },
             temporary / "examples.safetensors",

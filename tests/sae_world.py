@@ -1,8 +1,8 @@
 """A small store with planted features, for the tests of `sae`.
 
-Every row is mean + a few planted unit vectors with positive strengths. Feature c (c < number of objects) is on exactly in the
-masked cells of samples whose label is object c, more strongly at later steps and only in the `cond` branch; the others are
-background and know no label.
+Every row is mean + a few planted unit vectors with positive strengths. Feature c (c < number of objects) is on
+exactly in the masked cells of samples whose label is object c, more strongly at later steps and only in the `cond`
+branch; the others are background and know no label.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
 from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
 
 SITE = "unet.mid_block:out"

@@ -55,7 +55,7 @@ def sample_table(spec: StoreSpec) -> pa.Table:
 
 
 def site_values(spec: StoreSpec, site: str) -> np.ndarray:
-    """All values of a site, float32, exactly representable in its dtype: (n_samples, steps, branches, tokens, channels)."""
+    """All values of a site, float32, exact in its dtype: (n_samples, steps, branches, tokens, channels)."""
     s = spec.site(site)
     shape = (spec.n_samples, spec.n_steps, len(spec.branches), s.tokens, s.channels)
     rng = np.random.default_rng(len(site))

@@ -80,7 +80,7 @@ def test_features_are_selected_again_at_each_step():
     edit = saeuron(scores, "moon", dictionary=dictionary(), site="mid_block", setting=STYLES, timesteps=TIMES)
     op = edit.op
     assert isinstance(op, ScaleFeatures) and edit.branch == "both" and op.timesteps == TIMES
-    assert op.features.tolist() == [[1], [4], [7]]
+    assert torch.as_tensor(op.features).tolist() == [[1], [4], [7]]
     np.testing.assert_allclose(torch.as_tensor(op.multipliers)[:, 0], [-0.5, -1.5, -2.5])  # gamma mu
     thresholds = [scores.mean_activation[step, f] for step, f in enumerate((1, 4, 7))]
     np.testing.assert_allclose(torch.as_tensor(op.thresholds)[:, 0], thresholds)
@@ -93,8 +93,8 @@ def test_settings():
     op = edit.op
     assert isinstance(op, ScaleFeatures) and edit.branch == "cond" and edit.steps == (0, 1)
     # Two features were asked for each concept, but only one scores above zero: no other is pushed.
-    assert [sorted(set(row) - {-1}) for row in op.features.tolist()] == [[0, 2], [3, 5], [6, 8]]
-    multipliers = torch.as_tensor(op.multipliers)[op.features >= 0]
+    assert [sorted(set(row) - {-1}) for row in torch.as_tensor(op.features).tolist()] == [[0, 2], [3, 5], [6, 8]]
+    multipliers = torch.as_tensor(op.multipliers)[torch.as_tensor(op.features) >= 0]
     assert (multipliers == -20.0).all()
     assert OBJECTS.n_features > STYLES.n_features
 

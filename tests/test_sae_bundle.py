@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sae_world import OBJECTS, SITE, World, plant
+
 from sae import FeatureBundle, SAEConfig, TopKSAE, build_bundle
 from sae.errors import BundleExists, CorruptFile, NewerFormat, NotABundle, UnknownConcept
 from sae.feature_stats import auc_by_concept, decoder_layout, decoder_neighbours
-from sae_world import OBJECTS, SITE, World, plant
 
 DEAD = 41
 

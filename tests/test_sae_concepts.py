@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_world import OBJECTS, SITE, STYLES, World, plant
+
 from activations_store.errors import UnknownLabel
 from sae import ConceptScores, SAEConfig, TopKSAE, score_concepts
 from sae.errors import CorruptFile, EmptySelection, NewerFormat, UnknownConcept
-from sae_world import OBJECTS, SITE, STYLES, World, plant
 
 
 @pytest.fixture(scope="module")

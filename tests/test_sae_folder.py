@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from sae import SAEConfig, TopKSAE, load_sae, save_sae
 from sae.errors import CorruptFile, NewerFormat, NotAnSAE, SAESiteMismatch, UnsupportedSAE
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_world import SITE, World, plant
+
 from sae import SAEConfig, TopKSAE, evaluate
 from sae.errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
 from sae.metrics import VarianceSums
-from sae_world import SITE, World, plant
 
 
 @pytest.fixture(scope="module")

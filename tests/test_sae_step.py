@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sae import SAEConfig, TopKSAE
 from sae.sparse import ByFeature, GatherSum, TopKCode, encode_rows, top_k
 from sae.step import TopKParameters, normalise_rows, remove_parallel, topk_step

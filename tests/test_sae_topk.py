@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sae import Architecture, SAEConfig, SparseDictionary, TopKSAE, TrainConfig
 from sae.errors import ConfigError, ShapeMismatch
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_world import SITE, World, plant
+
 from activations_store import ActivationStore
 from sae import TrainConfig, TrainProgress, load_sae, split_samples, train
 from sae._files import file_hash
 from sae.errors import NonFiniteLoss, RunMismatch
-from sae_world import SITE, World, plant
 
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
 

@@ -118,7 +118,7 @@ def test_newer_format_is_refused_by_name(path: Path) -> None:
         ActivationStore.open(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_mutated_store_json_raises_only_store_errors(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -232,7 +232,7 @@ def test_random_index_bytes(data: bytes, size: int) -> None:
 
 def test_decompression_bomb_is_refused_before_it_inflates(tmp_path: Path) -> None:
     code = """
-import resource, sys, numpy as np
+import sys, numpy as np
 from pathlib import Path
 from activations_store import errors
 from activations_store.shard_index import _zstd_into
@@ -242,7 +242,9 @@ try:
     _zstd_into(packed, out, Path("chunk"), 0)
 except errors.CorruptShard as error:
     assert "declares another size" in str(error)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 200_000, resource.getrusage(resource.RUSAGE_SELF)
+    # VmHWM is of this program; ru_maxrss would still show the peak of the process that started it.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 200_000, peak
     sys.exit(7)
 """
     bomb = tmp_path / "bomb"
@@ -267,7 +269,7 @@ def test_zstd_frames_with_other_sizes() -> None:
 
 
 def test_a_store_of_a_million_samples_opens_at_once(tmp_path: Path) -> None:
-    spec = small_spec(JOINED, n_samples=1_000_000, samples_per_shard=64)
+    spec = small_spec(JOINED, n_samples=1_000_000, samples_per_shard=256)
     layout = Layout(tmp_path / "s")
     for folder in (layout.array(JOINED), layout.commits):
         folder.mkdir(parents=True)

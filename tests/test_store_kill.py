@@ -1,10 +1,10 @@
 """SIGKILL at random moments of writing; started again until done, the store equals one that was never killed."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -62,11 +62,9 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    began = time.monotonic()
-    whole = complete_store(tmp_path / "whole", kill_spec())
-    in_one_go = time.monotonic() - began
+    whole = tree_hashes(complete_store(tmp_path / "whole", kill_spec()).path)
     path = tmp_path / "killed"
-    kills, committed, stages = 0, 0, set()
+    kills, committed, longest, stages = 0, 0, 0.1, set()
     parent = subprocess.Popen(
         [PYTHON, "-c", PARENT, str(path)],
         env=child_environment(),
@@ -78,26 +76,30 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
         assert parent.stdin is not None
         assert parent.stdout is not None
         while True:
-            delay = rng.uniform(0.0, in_one_go / 10) if kills < 20 else -1.0
-            parent.stdin.write(f"{delay}\n")
+            parent.stdin.write(f"{rng.uniform(0.0, longest) if kills < 16 else -1.0}\n")
             parent.stdin.flush()
             code = int(parent.stdout.readline())
             if code == 0:
-                break
+                assert tree_hashes(path) == whole
+                if kills >= 16:
+                    break
+                # Done before enough kills landed (how fast depends on the machine): once more, with shorter delays.
+                shutil.rmtree(path)
+                committed, longest = 0, longest / 2
+                continue
             assert code == -signal.SIGKILL
             kills += 1
-            stages.add("created" if (path / "store.json").exists() else "not created")
-            if (path / "store.json").exists():
-                store = ActivationStore.open(path)
-                # What is committed never shrinks and is sound; what is not committed is not seen.
-                assert len(store.committed) >= committed
-                committed = len(store.committed)
-                problems = store.verify(full=kills % 4 == 0)
-                assert [p for p in problems if p.is_damage] == []
-                stages |= {p.kind for p in problems}
+            if not (path / "store.json").exists():
+                stages.add("killed in creation")
+                continue
+            store = ActivationStore.open(path)
+            # What is committed never shrinks and is sound; what is not committed is not seen.
+            assert len(store.committed) >= committed
+            committed = len(store.committed)
+            problems = store.verify(full=kills % 4 == 0)
+            assert [p for p in problems if p.is_damage] == []
+            stages |= {p.kind for p in problems} | ({"killed while writing"} if committed else set())
         parent.stdin.close()
     assert parent.returncode == 0
-    print(f"{kills} kills, found {sorted(stages)}, {committed} shards committed before the last start")
-    assert kills >= 5, "too few kills landed for the test to mean anything"
-    assert "created" in stages
-    assert tree_hashes(path) == tree_hashes(whole.path)
+    print(f"{kills} kills, saw {sorted(stages)}")
+    assert "killed while writing" in stages

@@ -313,7 +313,7 @@ class _FailAt:
     def __init__(self, k: int) -> None:
         self.k, self.calls = k, 0
 
-    def wrap(self, function):  # noqa: ANN001, ANN201
+    def wrap(self, function):
         def inner(*args: object, **kwargs: object) -> object:
             self.calls += 1
             if self.calls == self.k:
@@ -324,7 +324,7 @@ class _FailAt:
 
 
 def test_every_call_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The k-th open, write, rename or sync fails, for every k; the store stays readable and resumes to the same bytes."""
+    """The k-th open, write, rename or sync fails, for every k; the store stays readable and resumes bit-equal."""
     spec = small_spec(JOINED, n_samples=6)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # real ones would take most of the test's time
     complete_store(tmp_path / "whole", spec)

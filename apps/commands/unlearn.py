@@ -194,8 +194,9 @@ def scores_table(rows: list[dict[str, Any]]) -> str:
         value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
         if value is None:
             return "-"
-        known = low is not None and high is not None and low == low and high == high
-        return f"{100 * value:.1f}" + (f" ({100 * low:.1f}-{100 * high:.1f})" if known else "")
+        if low is None or high is None or low != low or high != high:
+            return f"{100 * value:.1f}"
+        return f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
     metrics = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "change_retain")
     header = ["target", "UA", "IRA", "CRA", "artifacts", "elsewhere", "change"]

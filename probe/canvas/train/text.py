@@ -36,7 +36,7 @@ def new_tokenizer() -> CLIPTokenizer:
     tokens = [*alphabet, *(f"{c}</w>" for c in alphabet)]
     tokens += [a + b for a, b in merges if a + b not in set(tokens)]
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), _BOS, _EOS])}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore[reportArgumentType]
     for word in words:
         if len(ids := tokenizer(word).input_ids) != 3:
             raise RuntimeError(f"tokenizer: {word!r} became {ids}, expected one token between the two ends")
@@ -53,8 +53,8 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.convert_tokens_to_ids(_BOS),  # pyright: ignore[reportArgumentType]
+        eos_token_id=tokenizer.convert_tokens_to_ids(_EOS),  # pyright: ignore[reportArgumentType]
+        pad_token_id=tokenizer.convert_tokens_to_ids(_EOS),  # pyright: ignore[reportArgumentType]
     )
     return CLIPTextModel(config)
