@@ -72,8 +72,8 @@ class Stages:
         self.say(label)
         clock = Clock()
         result = json_ready(work())
-        self.seconds[name] = clock.seconds
-        write_json(path, {"key_hash": wanted, "key": key, "seconds": clock.seconds, "result": result})
+        self.seconds[name] = seconds = clock.seconds
+        write_json(path, {"key_hash": wanted, "key": key, "seconds": seconds, "result": result})
         return result
 
     @property

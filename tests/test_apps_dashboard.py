@@ -418,7 +418,7 @@ page = AppTest.from_file({str(DASHBOARD / "Home.py")!r}, default_timeout={TIMEOU
 assert not page.exception and page.title[0].value == "planted", page.exception
 page.switch_page("app_pages/feature.py").run()
 assert not page.exception and page.title[0].value.startswith("Feature"), page.exception
-print(json.dumps([name for name in ("diffusers", "transformers", "probe", "nnsight", "sae_lens") if name in sys.modules]))
+print(json.dumps([n for n in ("diffusers", "transformers", "probe", "nnsight", "sae_lens") if n in sys.modules]))
 """
     environment = os.environ | {"PYTHONPATH": str(DASHBOARD.parent.parent)}
     done = subprocess.run(

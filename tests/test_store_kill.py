@@ -12,8 +12,8 @@ from store_support import BITS, JOINED, PYTHON, child_environment, complete_stor
 
 from activations_store import ActivationStore, SiteSpec, StoreSpec
 
-# The parent imports once and forks a writer for every line it is given (the delay of the kill, or a
-# negative number for none), so that a kill costs no start of Python.
+# The parent imports once and forks a writer for every line it is given, so that a kill costs no start of Python. A line
+# is two numbers: the shards to wait for and the delay after them until the kill; a negative delay is no kill.
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
@@ -35,7 +35,15 @@ def write():
         for shard in writer.pending():
             background.submit(shard, arrays[shard])
 
+def records():
+    return len(list(path.glob("commits/0*.json")))
+
+def running(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
 for line in sys.stdin:
+    shards, delay = line.split()
+    wanted = records() + int(shards)
     pid = os.fork()
     if pid == 0:
         try:
@@ -45,8 +53,10 @@ for line in sys.stdin:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    if float(line) >= 0:
-        time.sleep(float(line))
+    if float(delay) >= 0:
+        while running(pid) and records() < wanted:
+            time.sleep(0.0005)
+        time.sleep(float(delay))
         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
@@ -64,7 +74,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     rng = random.Random(seed)
     whole = tree_hashes(complete_store(tmp_path / "whole", kill_spec()).path)
     path = tmp_path / "killed"
-    kills, committed, longest, stages = 0, 0, 0.1, set()
+    kills, committed, longest, stages = 0, 0, 0.05, set()
     parent = subprocess.Popen(
         [PYTHON, "-c", PARENT, str(path)],
         env=child_environment(),
@@ -76,7 +86,10 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
         assert parent.stdin is not None
         assert parent.stdout is not None
         while True:
-            parent.stdin.write(f"{rng.uniform(0.0, longest) if kills < 16 else -1.0}\n")
+            # The first kills fall anywhere from the first instruction on; later ones wait for a shard, so that the run gets
+            # on however slow the machine is.
+            delay = rng.uniform(0.0, longest) if kills < 16 else -1.0
+            parent.stdin.write(f"{0 if kills < 3 else rng.randint(0, 2)} {delay}\n")
             parent.stdin.flush()
             code = int(parent.stdout.readline())
             if code == 0:

@@ -127,6 +127,12 @@ def saeuron(
             f"{tensors.W_dec.shape[0]} "
             "features; expected (n_steps, n_concepts, d_sae) and (n_steps, d_sae) of this dictionary."
         )
+    steps = getattr(scores, "steps", None)
+    if timesteps is None and steps is not None and [int(step) for step in steps] != list(range(n_steps)):
+        raise InvalidRequest(
+            f"saeuron: the scores are of the steps {list(steps)}, not of all from 0; give the timesteps of these steps, "
+            "so that each is applied where it was measured."
+        )
     if setting.n_features > d_sae:
         raise InvalidRequest(f"saeuron: {setting.n_features} features were asked of a dictionary with {d_sae}.")
     gains: list[dict[int, float]] = [{} for _ in range(n_steps)]
