@@ -75,7 +75,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Fill or check all documents; the number of stale ones is the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m docs.fill", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m docs.fill", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is stale")
     args = parser.parse_args(argv)
     stale = 0

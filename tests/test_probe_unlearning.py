@@ -145,7 +145,11 @@ def test_bad_scores():
     with pytest.raises(InvalidRequest, match="n_features"):
         Setting(n_features=0)
     subset = SimpleNamespace(
-        concepts=scores.concepts, mu=scores.mu, mean_activation=scores.mean_activation, score=scores.score, steps=(0, 4, 8)
+        concepts=scores.concepts,
+        mu=scores.mu,
+        mean_activation=scores.mean_activation,
+        score=scores.score,
+        steps=(0, 4, 8),
     )
     with pytest.raises(InvalidRequest, match="give the timesteps of these steps"):
         saeuron(subset, "star", dictionary=dictionary(), site="mid_block")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from probe.canvas.captions import training_caption
 from probe.canvas.train.renders import cached_renders, to_float
-from probe.canvas.train.text import MAX_TOKENS, new_text_encoder, new_tokenizer
+from probe.canvas.train.text import MAX_TOKENS, new_text_encoder, canvas_tokenizer
 from probe.canvas.world import FACTORS
 
 EMPTY_CAPTION = 0.1  # share of captions dropped
@@ -92,7 +92,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = new_unet()
         self.unet.set_attn_processor(AttnProcessor())
-        self.text_encoder = new_text_encoder(new_tokenizer())
+        self.text_encoder = new_text_encoder(canvas_tokenizer())
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Velocity (N, 8, 16, 16) for noisy latents, timesteps (N,) and token ids (N, 16)."""
@@ -118,7 +118,7 @@ class DenoiserTask:
     def prepare(self, device: torch.device) -> None:
         self.latents, _ = cached_latents(self.work, self.n_renders, self.autoencoder)
         _, self.labels = cached_renders(self.work, self.n_renders)
-        self.tokenizer = new_tokenizer()
+        self.tokenizer = canvas_tokenizer()
         self.alphas_cumprod = new_scheduler().alphas_cumprod
         self.device = device
 

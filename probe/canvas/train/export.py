@@ -13,7 +13,7 @@ from probe.canvas.train.autoencoder import new_autoencoder, reconstruct
 from probe.canvas.train.denoiser import Denoiser, cached_latents, new_scheduler
 from probe.canvas.train.judge import temperature
 from probe.canvas.train.renders import TEST_SEED, cached_renders, to_float
-from probe.canvas.train.text import new_tokenizer
+from probe.canvas.train.text import canvas_tokenizer
 from probe.canvas.world import FACTORS
 
 DEFAULTS = {"steps": 20, "guidance": 2.0}  # read by probe.model.generation_defaults
@@ -39,7 +39,7 @@ def export_pipeline(ema: Path, autoencoder: Path, work: Path, n_renders: int, fo
     pipe = StableDiffusionPipeline(
         vae=vae,  # type: ignore[arg-type]
         text_encoder=model.text_encoder,
-        tokenizer=new_tokenizer(),
+        tokenizer=canvas_tokenizer(),
         unet=model.unet,
         scheduler=new_scheduler(),  # type: ignore[arg-type]
         safety_checker=None,  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from probe.canvas.captions import ANYTHING
+from probe.canvas.model import MODEL_DIR
 from probe.canvas.world import FACTORS
 
 MAX_TOKENS = 16
@@ -18,7 +19,7 @@ _WORDS = ("a", "on", "in", "background", "style", ANYTHING, ",")
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Build the tokenizer; deterministic, a fraction of a second."""
+    """Build the tokenizer, in a fraction of a second."""
     words = sorted({*_WORDS, *(name for names in FACTORS.values() for name in names)})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -41,6 +42,16 @@ def new_tokenizer() -> CLIPTokenizer:
         if len(ids := tokenizer(word).input_ids) != 3:
             raise RuntimeError(f"tokenizer: {word!r} became {ids}, expected one token between the two ends")
     return tokenizer
+
+
+def canvas_tokenizer() -> CLIPTokenizer:
+    """The shipped tokenizer, or a new one where none has shipped.
+
+    Ties between merges are broken differently from process to process, so a trained model needs the very tokenizer it
+    was trained with.
+    """
+    shipped = MODEL_DIR / "tokenizer"
+    return CLIPTokenizer.from_pretrained(shipped, local_files_only=True) if shipped.exists() else new_tokenizer()
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
