@@ -7,11 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numcodecs.zstd as zstd
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numcodecs import zstd
 from store_support import JOINED, PYTHON, child_environment, complete_store, small_spec
 
 from activations_store import ActivationStore, RowLoader, errors, jsonio, shard_index

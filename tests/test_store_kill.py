@@ -86,7 +86,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
         assert parent.stdin is not None
         assert parent.stdout is not None
         while True:
-            # The first kills fall anywhere from the first instruction on; later ones wait for a shard, so that the run gets
+            # The first kills fall anywhere from the first instruction on; later ones wait for a shard, so the run gets
             # on however slow the machine is.
             delay = rng.uniform(0.0, longest) if kills < 16 else -1.0
             parent.stdin.write(f"{0 if kills < 3 else rng.randint(0, 2)} {delay}\n")

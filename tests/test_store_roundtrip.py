@@ -1,10 +1,12 @@
 """What is written is what is read: by this package, by zarr, in every dtype, with and without compression."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+import zarr.codecs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_support import (
@@ -144,7 +146,7 @@ _index = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(sample=_index, step=_index, token=_index, branch=st.sampled_from([None, "cond", 0, ["cond", "uncond"], -1]))
 def test_read_is_numpy_indexing_without_dropping(store: ActivationStore, sample, step, token, branch) -> None:
-    def axis(selection: object, n: int) -> np.ndarray:
+    def axis(selection: Any, n: int) -> np.ndarray:
         return np.arange(n) if selection is None else np.atleast_1d(np.arange(n)[selection])
 
     names = {"uncond": 0, "cond": 1}

@@ -178,7 +178,8 @@ def test_gc_removes_leftovers_and_nothing_committed(path: Path, sound: Path) -> 
         assert not ours.exists()  # but it removed those of dead ones when it began
         ours.write_bytes(b"x")
         old.write_bytes(b"x")
-        os.utime(old, (time.time() - 100 * 3600,) * 2)
+        long_ago = time.time() - 100 * 3600
+        os.utime(old, (long_ago, long_ago))
         assert gc(path) == [old]
         assert uncommitted.exists()
     assert {p.name for p in gc(path)} == {"c.2.0.0.0.0", ours.name}

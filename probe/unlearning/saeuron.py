@@ -130,7 +130,7 @@ def saeuron(
     steps = getattr(scores, "steps", None)
     if timesteps is None and steps is not None and [int(step) for step in steps] != list(range(n_steps)):
         raise InvalidRequest(
-            f"saeuron: the scores are of the steps {list(steps)}, not of all from 0; give the timesteps of these steps, "
+            f"saeuron: the scores are of the steps {list(steps)}, not all from 0; give the timesteps of these steps, "
             "so that each is applied where it was measured."
         )
     if setting.n_features > d_sae:

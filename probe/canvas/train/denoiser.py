@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from probe.canvas.captions import training_caption
 from probe.canvas.train.renders import cached_renders, to_float
-from probe.canvas.train.text import MAX_TOKENS, new_text_encoder, canvas_tokenizer
+from probe.canvas.train.text import MAX_TOKENS, canvas_tokenizer, new_text_encoder
 from probe.canvas.world import FACTORS
 
 EMPTY_CAPTION = 0.1  # share of captions dropped
