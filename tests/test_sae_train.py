@@ -54,16 +54,6 @@ def test_recovers_planted_features(world: World, tmp_path: Path) -> None:
     assert result.sae.metadata["store"]["fingerprint"]["name"] == "planted"
 
 
-def test_auxk_keeps_features_alive(world: World, tmp_path: Path) -> None:
-    dead = {}
-    for alpha in (0.0, 1 / 32):
-        # Far too many features and a fast death: without the auxiliary loss many never fire again.
-        options = QUICK | {"d_sae": 512}
-        config = TrainConfig(**options, rows=120_000, lr=3e-3, aux_alpha=alpha, dead_after=4096)
-        dead[alpha] = train(world.store, config, tmp_path / str(alpha)).metrics["dead_in_training"]
-    assert dead[1 / 32] < 0.7 * dead[0.0]
-
-
 def test_finished_run_is_returned_and_other_config_refused(world: World, tmp_path: Path) -> None:
     config = TrainConfig(**QUICK, rows=5000)
     first = train(world.store, config, tmp_path)
