@@ -115,7 +115,7 @@ class _Demo:
         self.scored = set(self.grid.prompts)
         within = {"object": config.objects, "style": config.styles}
         self.within = {name: values for name, values in within.items() if values}
-        self.collected = balanced(config.n_prompts, seed=config.seed, exclude=self.scored, **self.within)  # pyright: ignore[reportArgumentType]
+        self.collected = balanced(config.n_prompts, seed=config.seed, exclude=self.scored, within=self.within)
 
     def collect(self) -> ActivationStore:
         """Record the sites."""
@@ -302,7 +302,7 @@ class _Demo:
         fixed = {key: tuple(v) for key, v in self.within.items() if key != factor} | {
             factor: tuple(dict.fromkeys(others))
         }
-        prompts = balanced(config.steer_prompts, seed=2, exclude=exclude, **fixed)  # pyright: ignore[reportArgumentType]
+        prompts = balanced(config.steer_prompts, seed=2, exclude=exclude, within=fixed)
         seeds = range(STEER_SEED, STEER_SEED + len(prompts.prompts))
         key = {
             "model": self.model["weights_hash"],

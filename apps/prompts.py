@@ -34,7 +34,12 @@ class LabelledPrompts:
 
 
 def balanced(
-    n: int, *, seed: int = 0, split: str = "train", exclude: Collection[str] = (), **fixed: Sequence[str]
+    n: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    exclude: Collection[str] = (),
+    within: Mapping[str, Sequence[str]] | None = None,
 ) -> LabelledPrompts:
     """Captions drawn so that values, and then pairs of values, occur as equally often as n allows.
 
@@ -47,12 +52,13 @@ def balanced(
         split: ``train`` leaves out the combinations that canvas never trained on; ``held_out`` has those
             only.
         exclude: captions that must not occur.
-        **fixed: for a factor, the values to draw from.
+        within: for some factors, the values to draw from; all values of the others.
     """
     from probe.canvas.world import FACTORS, SPLITS, caption, is_held_out
 
     if split not in SPLITS:
         raise InvalidOption(f"prompts: split {split!r}; expected one of {', '.join(SPLITS)}.")
+    fixed = dict(within or {})
     unknown = set(fixed) - set(FACTORS)
     if unknown:
         raise InvalidOption(
@@ -71,7 +77,7 @@ def balanced(
     if exclude:
         combos = [combo for combo in combos if caption(dict(zip(FACTORS, combo, strict=True))) not in exclude]
     if not combos:
-        raise InvalidOption(f"prompts: split {split!r} has no combination left with {dict(fixed)}.")
+        raise InvalidOption(f"prompts: split {split!r} has no combination left with {fixed}.")
     # Column j of `keys` numbers what combo i uses: single values first, then pairs of values.
     parts = [(i,) for i in range(len(FACTORS))] + list(combinations(range(len(FACTORS)), 2))
     keys = np.empty((len(combos), len(parts)), np.int64)

@@ -107,8 +107,8 @@ def validation_grid(
     values = {name: tuple((within or {}).get(name) or FACTORS[name]) for name in DOMAINS}
     others = tuple(value for value in values[factor] if value != label)
     parts = [
-        balanced(n_target, split="all", exclude=exclude, **(values | {factor: (label,)})),  # pyright: ignore[reportArgumentType]
-        balanced(n_retain, split="all", exclude=exclude, seed=1, **(values | {factor: others})),  # pyright: ignore[reportArgumentType]
+        balanced(n_target, split="all", exclude=exclude, within=values | {factor: (label,)}),
+        balanced(n_retain, split="all", exclude=exclude, seed=1, within=values | {factor: others}),
     ]
     prompts = parts[0].prompts + parts[1].prompts
     labels = {name: parts[0].labels[name] + parts[1].labels[name] for name in FACTORS}

@@ -280,7 +280,7 @@ def test_home_shows_the_run(app: Callable[..., Any], run: Path) -> None:
     assert len(tables[1]) == D_SAE - 4  # dead features are hidden
     assert HOSTILE in "\n".join(text.value for text in page.text)
     assert len(page.get("plotly_chart")) == 3
-    assert len(page.get("imgs")) == 12  # one for each object
+    assert len(page.get("image")) == 12  # one for each object
 
 
 def test_home_filters_features(app: Callable[..., Any], run: Path) -> None:
@@ -324,7 +324,7 @@ def test_feature_page(app: Callable[..., Any], run: Path) -> None:
     assert "object umbrella, AUC 1.00" in words(page)
     assert {m.label for m in page.metric} == {"Density", "Fires in", "Max", "p99", "Peak (step)", "Explains"}
     assert len(page.get("plotly_chart")) == 4
-    assert len(page.get("imgs")) >= 9 + N_STEPS + 2  # examples, strip, colour bar, mean map
+    assert len(page.get("image")) >= 9 + N_STEPS + 2  # examples, strip, colour bar, mean map
     assert page.query_params["ft_step"] == "strongest"  # the link says all, defaults included
 
 
@@ -377,7 +377,7 @@ def test_feature_without_pictures(app: Callable[..., Any], run: Path, tmp_path: 
     page = app(tmp_path / "run", "feature", f="3")
     clean(page)
     assert "no picture" in words(page)
-    assert len(page.get("imgs")) >= 9 + N_STEPS
+    assert len(page.get("image")) >= 9 + N_STEPS
 
 
 def test_folder_of_runs_lists_them(app: Callable[..., Any], run: Path, tmp_path: Path) -> None:

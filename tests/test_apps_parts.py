@@ -117,17 +117,18 @@ class TestPrompts:
             assert {is_held_out(*cell) for cell in cells} == {split == "held_out"}
         first = balanced(40)
         assert set(balanced(40, exclude=set(first.prompts)).prompts).isdisjoint(first.prompts)
-        assert set(balanced(30, object=("star", "moon")).labels["object"]) == {"star", "moon"}
+        assert set(balanced(30, within={"object": ("star", "moon")}).labels["object"]) == {"star", "moon"}
 
     def test_more_prompts_than_combinations_repeat(self) -> None:
         fixed = {"object": ("star",), "style": ("flat",), "colour": ("red",)}
-        assert Counter(balanced(10, **fixed).prompts).most_common()[0][1] == 3
+        assert Counter(balanced(10, within=fixed).prompts).most_common()[0][1] == 3
 
     def test_what_does_not_exist_is_refused(self) -> None:
         with pytest.raises(InvalidOption, match="no object 'dragon'"):
-            balanced(3, object=("dragon",))
+            balanced(3, within={"object": ("dragon",)})
+        fixed = {"object": ("star",), "style": ("flat",), "colour": ("red",)}
         with pytest.raises(InvalidOption, match="no combination"):
-            balanced(3, split="held_out", object=("star",), style=("flat",), colour=("red",))
+            balanced(3, split="held_out", within=fixed)
 
 
 class TestImages:

@@ -150,17 +150,22 @@ def test_set_features_and_add_feature():
     torch.testing.assert_close(steer.apply(x, -0.5, StepContext("s", 1, 0.0)), x - 4.0 * dictionary.W_dec[2])
 
 
-def test_few_features_have_the_codes_of_the_full_encoder():
-    x = 2 * torch.randn(500, D, generator=torch.Generator().manual_seed(4))
-    dictionary = random_dictionary()
+@pytest.mark.parametrize(("d_sae", "k"), [(D_SAE, K), (203, 10), (203, 203)])
+def test_few_features_have_the_codes_of_the_full_encoder(d_sae, k):
+    g = torch.Generator().manual_seed(4)
+    W = torch.randn(d_sae, D, generator=g)
+    dictionary = TopKDictionary(W.T.clone(), torch.randn(d_sae, generator=g), W, torch.randn(D, generator=g), k=k)
+    x = 2 * torch.randn(500, D, generator=g)
     z = dictionary.encode(x)
-    assert (z > 0).sum(-1).max() == K
+    assert k == d_sae or (z > 0).sum(-1).max() == k
     features = torch.tensor([0, 3, 7, 23])
     found = dictionary.encode_features(x, features, torch.zeros(4))
-    assert torch.equal(found, z[:, features])
-    above = torch.full((4,), 0.7)
-    found = dictionary.encode_features(x, features, above)
-    assert torch.equal(found, torch.where(z[:, features] > 0.7, z[:, features], 0.0))
+    torch.testing.assert_close(found, z[:, features], rtol=1e-5, atol=1e-5)
+    assert torch.equal(found > 0, z[:, features] > 0)
+    limit = float(z[:, features][z[:, features] > 0].median())
+    found = dictionary.encode_features(x, features, torch.full((4,), limit))
+    expected = torch.where(z[:, features] > limit, z[:, features], 0.0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_per_step_tables_follow_the_step_or_the_nearest_timestep(tiny_pipe):

@@ -1,0 +1,189 @@
+"""The dashboard as it is really served: who may talk to it, and what a browser shows."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_apps_dashboard_run import planted_run
+
+pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 240.0  # seconds; a busy machine may be slow to start a server and a browser
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=1440,1400",
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Serves the planted run with the product's own command; gives the port."""
+    from apps.dashboard.launch import command
+
+    run = planted_run(tmp_path_factory.mktemp("served") / "planted")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "streamlit.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command(run, port, headless=True),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=run.parent,
+        )
+        try:
+            wait(lambda: process.poll() is not None or healthy(port), "the server to start")
+            assert process.poll() is None, log.read_text(encoding="utf-8")[-2000:]
+            yield port
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def healthy(port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/_stcore/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def wait(condition: Callable[[], Any], what: str) -> Any:
+    """Polls until the condition holds; fails the test when it does not for long."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"waited {PATIENCE:.0f} s for {what}")
+
+
+def handshake(port: int, host: str, origin: str) -> int:
+    """Status of a request to open the app's WebSocket."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {
+        "Host": host,
+        "Origin": origin,
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    connection.request("GET", "/_stcore/stream", headers=headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_only_this_machine_and_its_own_pages_are_served(server: int) -> None:
+    own = f"localhost:{server}"
+    assert handshake(server, own, f"http://{own}") == 101
+    assert handshake(server, own, "http://evil.example") == 403
+    # DNS rebinding: another site's name that resolves to this machine
+    assert handshake(server, "evil.example", "http://evil.example") in (400, 403)
+    others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for address in others:
+        if not str(address).startswith("127."):
+            with pytest.raises(OSError), socket.create_connection((str(address), server), timeout=5):
+                pass
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="BROWSER TEST NOT RUN: selenium is not installed")
+    chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        missing = " and ".join(n for n, p in (("chromium", chromium), ("chromedriver", driver)) if p is None)
+        pytest.skip(f"BROWSER TEST NOT RUN: {missing} not on PATH; install chromium and its driver to check the pages")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chrome.set_script_timeout(PATIENCE)
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_from_home_to_a_feature(server: int, browser: Any, tmp_path: Path) -> None:
+    """Opens Home, follows a concept to its feature, walks to the next one; the maps are there and nothing broke."""
+
+    def titled(text: str) -> bool:
+        return bool(
+            browser.execute_script(
+                "return [...document.querySelectorAll('h1')].some(e => e.innerText == arguments[0])", text
+            )
+        )
+
+    def n_pictures() -> int:
+        """Pictures that the browser has loaded and that are not empty."""
+        return browser.execute_script(
+            "return [...document.querySelectorAll('[data-testid=stImage] img')].filter(e => e.naturalWidth > 32).length"
+        )
+
+    def unbroken() -> None:
+        for kind in ("stException", "stError"):
+            assert not browser.find_elements("css selector", f"[data-testid={kind}]"), browser.find_element(
+                "tag name", "body"
+            ).text
+
+    def screenshot(name: str) -> None:
+        folder = Path(os.environ.get("DENOSCOPE_SCREENSHOTS", tmp_path))
+        folder.mkdir(parents=True, exist_ok=True)
+        assert browser.save_screenshot(str(folder / f"{name}.png"))
+
+    browser.get(f"http://localhost:{server}")
+    wait(lambda: titled("planted"), "Home")
+    wait(lambda: n_pictures() == 12, "the concepts' pictures")
+    wait(lambda: len(browser.find_elements("css selector", ".js-plotly-plot")) == 3, "Home's charts")
+    unbroken()
+    screenshot("home")
+    links = browser.find_elements("css selector", "[data-testid=stPageLink] a")
+    next(link for link in links if link.text.startswith("feature 0 ")).click()
+
+    wait(lambda: titled("Feature 0"), "the feature's page")
+    wait(lambda: n_pictures() >= 9 + 6, "the heat maps")
+    wait(lambda: len(browser.find_elements("css selector", ".js-plotly-plot")) == 4, "the feature's charts")
+    unbroken()
+    assert "f=0" in browser.current_url
+    assert "ft_step=strongest" in browser.current_url
+    screenshot("feature")
+
+    next(b for b in browser.find_elements("tag name", "button") if "Next" in b.text).click()
+    wait(lambda: titled("Feature 1"), "the next feature")
+    wait(lambda: "f=1" in browser.current_url, "its link")
+    unbroken()
+    link = browser.current_url
+    browser.get("about:blank")
+    browser.get(link)  # a link shows again what was seen
+    wait(lambda: titled("Feature 1"), "the feature of the link")
+    wait(lambda: n_pictures() >= 9 + 6, "its heat maps")
+    unbroken()
