@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def healthy(port: int) -> bool:
-    try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/_stcore/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/_stcore/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
 
 
 def wait(condition: Callable[[], Any], what: str) -> Any:
@@ -83,7 +84,6 @@ def wait(condition: Callable[[], Any], what: str) -> Any:
 
 def handshake(port: int, host: str, origin: str) -> int:
     """Status of a request to open the app's WebSocket."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {
         "Host": host,
         "Origin": origin,
@@ -92,10 +92,10 @@ def handshake(port: int, host: str, origin: str) -> int:
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version": "13",
     }
-    connection.request("GET", "/_stcore/stream", headers=headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", "/_stcore/stream", headers=headers)
+        with closing(connection.getresponse()) as response:  # after status 101 the response holds the socket
+            return response.status
 
 
 def test_only_this_machine_and_its_own_pages_are_served(server: int) -> None:
