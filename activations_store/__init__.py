@@ -9,9 +9,12 @@ from . import errors
 from .background import AsyncShardWriter
 from .leftovers import gc
 from .loader import RowBatch, RowLoader
+from .quality import ShuffleQuality, effective_batch_size, shuffle_quality
 from .records import CommitRecord, SiteRecord
+from .site_view import SiteView
 from .spec import SiteSpec, StoreSpec
-from .store import ActivationStore, SiteView
+from .statistics import SiteStatistics
+from .store import ActivationStore
 from .verify import Problem
 from .writer import StoreWriter
 
@@ -22,11 +25,15 @@ __all__ = [
     "Problem",
     "RowBatch",
     "RowLoader",
+    "ShuffleQuality",
     "SiteRecord",
     "SiteSpec",
+    "SiteStatistics",
     "SiteView",
     "StoreSpec",
     "StoreWriter",
+    "effective_batch_size",
     "errors",
     "gc",
+    "shuffle_quality",
 ]

@@ -34,7 +34,9 @@ class AsyncShardWriter:
         if max_pending < 1:
             raise ValueError(explain("max_pending is too small", found=max_pending, expected="1 or more"))
         self._writer = writer
-        self._queue: queue.Queue[tuple[int, Mapping[str, np.ndarray]] | None] = queue.Queue(max_pending)
+        self._queue: queue.Queue[tuple[int, Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None] | None] = (
+            queue.Queue(max_pending)
+        )
         self._error: BaseException | None = None
         self._raised = False
         self._records: list[CommitRecord] = []
@@ -45,12 +47,17 @@ class AsyncShardWriter:
         """Records of the shards committed so far, in the order of submission."""
         return list(self._records)
 
-    def submit(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Queue a shard; waits while the queue is full. The arrays must not be changed afterwards."""
+    def submit(
+        self, shard: int, arrays: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Queue a shard (see `StoreWriter.write_shard`); waits while the queue is full.
+
+        The arrays must not be changed afterwards.
+        """
         if self._thread is None:
             raise WriterClosed(explain("The background writer is not running", next_step="use it in a with block"))
         self._raise_error()
-        self._queue.put((shard, arrays))
+        self._queue.put((shard, arrays, present))
 
     def flush(self) -> None:
         """Wait until everything submitted is committed."""

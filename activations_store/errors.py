@@ -71,6 +71,10 @@ class MissingSamples(StoreError, LookupError):
     """Samples were asked for whose shard has no commit record."""
 
 
+class MissingEntries(StoreError, LookupError):
+    """Maps were asked for that were never recorded, in a ragged store: reading them as numbers would be a lie."""
+
+
 class InvalidSelection(StoreError, IndexError):
     """A sample, step, branch or token that the site does not have, or a selection that is empty."""
 
@@ -108,6 +112,14 @@ class SpecMismatch(StoreError, ValueError):
 
 class DiskFull(StoreError, OSError):
     """No room for a shard. Committed shards are intact; free space and resume."""
+
+
+class InvalidStatistics(StoreError, ValueError):
+    """A file of statistics is damaged, or is not about the shards that are committed now."""
+
+
+class MissingLibrary(StoreError, ImportError):
+    """Something needs an optional library that is not installed."""
 
 
 class WriterClosed(StoreError, RuntimeError):

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import itertools
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -163,6 +164,31 @@ class TempFile:
         with suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+class TempFolder:
+    """A folder being filled under a temporary name; `publish` gives it its final name.
+
+    Used as a context manager: what was not published is removed on leaving. The final name must be free.
+    """
+
+    def __init__(self, final: Path, *, fsync: bool) -> None:
+        self.final = final
+        self.path = final.with_name(f".{final.name}.{HOST_TAG}-{os.getpid()}-{next(_counter)}.tmp")
+        self._fsync = fsync
+        self.path.mkdir()
+
+    def publish(self) -> None:
+        """Rename to the final name."""
+        rename(self.path, self.final)
+        if self._fsync:
+            sync_folder(self.final.parent)
+
+    def __enter__(self) -> "TempFolder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def open_for_writing(path: Path) -> BinaryIO:

@@ -6,6 +6,8 @@
     <store>/arrays/<site>/zarr.json       one array a site
     <store>/arrays/<site>/c.<i>.0.0.0.0   shard i
     <store>/commits/<i>.json              commit record of shard i: the shard exists when this file does
+    <store>/groups/<name>/                sites added later: a store of its own (groups.py)
+    <store>/statistics/<site>.safetensors what statistics.py found, with the shards that it covers
     <store>/writers.lock, commit.lock     advisory locks; empty files
 
 Every `zarr.json` is a function of the spec. A store whose `zarr.json` differs by a byte from what its spec
@@ -54,6 +56,18 @@ class Layout:
     @property
     def commits(self) -> Path:
         return self.root / "commits"
+
+    @property
+    def groups(self) -> Path:
+        return self.root / "groups"
+
+    def group(self, name: str) -> Path:
+        """Folder of a site group."""
+        return self.groups / name
+
+    @property
+    def statistics(self) -> Path:
+        return self.root / "statistics"
 
     @property
     def writers_lock(self) -> Path:

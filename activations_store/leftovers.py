@@ -8,12 +8,14 @@ machine made recently is left alone, because locks do not cross every network fi
 
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from .fileio import HOST_TAG, Lock, check_folder
+from .groups import group_names
 from .layout import Layout, read_store_info
 from .spec import StoreSpec
 
@@ -21,8 +23,10 @@ _TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")
 
 
 def temp_files(layout: Layout, spec: StoreSpec) -> Iterator[Path]:
-    """Temporary files in the store's own folders."""
-    for folder in (layout.root, layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
+    """Temporary files in the store's own folders, and folders of groups that were being made."""
+    optional = [folder for folder in (layout.groups, layout.statistics) if os.path.lexists(folder)]
+    own = (layout.root, layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites))
+    for folder in (*own, *optional):
         check_folder(folder.resolve() if folder == layout.root else folder)
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if _TEMP_NAME.fullmatch(e.name))
@@ -52,8 +56,13 @@ def remove_dead_temp_files(
             continue
         ours = lock_is_free and match is not None and match[1] == HOST_TAG
         old = time.time() - info.st_mtime > older_than_hours * 3600
-        if stat.S_ISREG(info.st_mode) and (ours or old):
+        if not (ours or old):
+            continue
+        if stat.S_ISREG(info.st_mode):
             path.unlink(missing_ok=True)
+            removed.append(path)
+        elif stat.S_ISDIR(info.st_mode) and path.parent == layout.groups:
+            shutil.rmtree(path)  # follows no link
             removed.append(path)
     return removed
 
@@ -68,7 +77,7 @@ def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
 
     Returns:
         The paths removed. Committed shards, records and metadata are never among them; uncommitted shard
-        files only when no writer is at work on the store.
+        files only when no writer is at work on the store. Site groups are cleaned too.
     """
     layout = Layout(Path(path))
     spec = read_store_info(layout.root).spec
@@ -82,4 +91,6 @@ def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
                 removed.append(file)
     finally:
         lock.close()
+    for name in group_names(layout):
+        removed += gc(layout.group(name), older_than_hours=older_than_hours)
     return removed

@@ -8,9 +8,10 @@ Memory: 2 x pool_rows x (row bytes + 40). Good shuffling needs a pool that holds
 256 maps of 256 tokens.
 """
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from .errors import InvalidSelection, MissingSamples, explain
 from .selection import BranchSelection, Selection, resolve, resolve_branches
 from .shuffle import RowOrder, Segments
 from .store import ActivationStore
+
+if TYPE_CHECKING:
+    from .torch_rows import TensorRows
 
 
 class RowBatch(NamedTuple):
@@ -59,6 +63,7 @@ class RowLoader:
         steps, tokens: what to keep; None for all.
         branches: names or numbers to keep; None for all.
         samples: numbers or mask to keep; None for all, which needs a complete store.
+        labels: factor -> a label or several; keeps the samples that have them (see `ActivationStore.where`).
         pool_rows: rows of a pool.
         rank, world: this reader's share: row sequences of ranks are disjoint and together complete.
         position: batches to skip, at no cost: the `position` of the run that is resumed.
@@ -82,6 +87,7 @@ class RowLoader:
         branches: BranchSelection = None,
         samples: Selection = None,
         tokens: Selection = None,
+        labels: Mapping[str, str | Sequence[str]] | None = None,
         pool_rows: int = 65536,
         rank: int = 0,
         world: int = 1,
@@ -100,10 +106,15 @@ class RowLoader:
                 raise InvalidSelection(explain(f"{name} is too small", found=value, expected=f"{least} or more"))
         if not 0 <= rank < world:
             raise InvalidSelection(explain("rank is out of range", found=rank, expected=f"0 to {world - 1}"))
-        self._store = store
+        labelled = store.where(**labels) if labels else None
+        self._store = store = store.holding(site)
         self._site = store.spec.site(site)
         spec = store.spec
         chosen = np.unique(resolve(samples, spec.n_samples, "sample"))
+        if labelled is not None:
+            chosen = np.intersect1d(chosen, labelled)
+            if not len(chosen):
+                raise InvalidSelection(explain("No chosen sample has the labels", found=dict(labels or {})))
         missing = np.setdiff1d(np.unique(chosen // spec.samples_per_shard), store.committed)
         if len(missing):
             raise MissingSamples(
@@ -115,13 +126,18 @@ class RowLoader:
                     next_step="resume the collection, or pass samples=store.committed_samples()",
                 )
             )
+        kept_steps = np.unique(resolve(steps, spec.n_steps, "step"))
+        kept_branches = np.unique(resolve_branches(branches, spec.branches))
+        # Only a ragged store has records with missing maps, so only there must all of them be read first.
+        present = store.site(site).present(chosen, kept_steps, kept_branches.tolist()) if spec.ragged else None
         self._order = RowOrder(
             spec.grid(site),
             chosen,
-            np.unique(resolve(steps, spec.n_steps, "step")),
-            np.unique(resolve_branches(branches, spec.branches)),
+            kept_steps,
+            kept_branches,
             np.unique(resolve(tokens, self._site.tokens, "token")),
             seed,
+            present,
         )
         n_rows = self._order.n_rows
         self._lo, self._hi = n_rows * rank // world, n_rows * (rank + 1) // world
@@ -130,7 +146,7 @@ class RowLoader:
         self.batch_size = batch_size
         self._position = position
         self._pool_rows = min(pool_rows, self._hi - self._lo)
-        shape = (self._pool_rows, self._site.channels)
+        shape = (self._pool_rows, self._site.stored_channels)
         self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
         self._window: _Window | None = None
         self._next: tuple[tuple[int, int], Future[_Window]] | None = None
@@ -156,6 +172,11 @@ class RowLoader:
         return self._hi - self._lo
 
     @property
+    def n_samples(self) -> int:
+        """Images that the rows come from."""
+        return len(self._order.samples)
+
+    @property
     def d(self) -> int:
         """Length of a row."""
         return self._site.channels
@@ -164,9 +185,20 @@ class RowLoader:
         return self
 
     def __next__(self) -> RowBatch:
+        x = np.empty((self.batch_size, self._site.channels), np.float32)
+        return RowBatch(x, *self.next_into(x))
+
+    def next_into(self, x: np.ndarray) -> np.ndarray:
+        """Deliver the next batch into memory of the caller's choice, such as pinned memory.
+
+        Args:
+            x: (batch_size, d) float32, C-contiguous; filled.
+
+        Returns:
+            (4, batch_size) int64: sample, step, branch and token of every row.
+        """
         if self._closed:
             raise ValueError(explain("The loader is closed", next_step=f"make one with position={self._position}"))
-        x = np.empty((self.batch_size, self._site.channels), np.float32)
         where = np.empty((4, self.batch_size), np.int64)
         done = 0
         while done < self.batch_size:
@@ -179,7 +211,33 @@ class RowLoader:
             window.where.take(slots, axis=1, out=where[:, part])
             done += len(slots)
         self._position += 1
-        return RowBatch(x, *where)
+        return where
+
+    def coordinates(self, position: int) -> np.ndarray:
+        """Where the rows of a batch come from, computed without reading any.
+
+        Args:
+            position: number of the batch, 0 or more.
+
+        Returns:
+            (4, batch_size) int64: sample, step, branch and token, in the order delivered.
+        """
+        parts, done = [], 0
+        while done < self.batch_size:
+            epoch, offset = divmod(position * self.batch_size + done, self.rank_rows_per_epoch)
+            at = offset % self._pool_rows
+            lo = self._lo + offset - at
+            n = min(self._pool_rows, self._hi - lo)
+            slots = self._order.window_permutation(epoch, lo, n)[at : at + self.batch_size - done]
+            parts.append(self._order.coordinates(self._order.segments(epoch, lo, lo + n))[:, slots])
+            done += len(slots)
+        return np.concatenate(parts, axis=1)
+
+    def tensors(self) -> "TensorRows":
+        """The same batches as torch tensors, in pinned memory when CUDA is there. Needs torch."""
+        from .torch_rows import TensorRows  # torch is not needed to read a store
+
+        return TensorRows(self)
 
     def close(self) -> None:
         """Stop the threads and free the pools; the loader cannot be used afterwards."""

@@ -38,6 +38,8 @@ class SiteRecord:
         chunk_crc32c: (n_chunks,) uint32, crc32c of each chunk's stored bytes in file order.
         nan, inf, overflow: counts by step. `overflow` counts finite inputs that the stored dtype turned into
             infinity (they are in `inf` too).
+        present: (samples, steps, branches) bool, which maps were recorded; None when all were. Only a ragged
+            store has records with missing maps. Those hold the fill value and are not counted above.
     """
 
     n_bytes: int
@@ -47,10 +49,15 @@ class SiteRecord:
     nan: tuple[int, ...]
     inf: tuple[int, ...]
     overflow: tuple[int, ...]
+    present: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; counts are lists by step, checksums base64 of little-endian uint32."""
-        return {
+        """JSON values.
+
+        Counts are lists by step, checksums base64 of little-endian uint32, `present` (when there is one) base64
+        of its bits in C order, first in the highest bit, the last byte filled up with zeros.
+        """
+        values = {
             "n_bytes": self.n_bytes,
             "sha256": self.sha256,
             "array_sha256": self.array_sha256,
@@ -59,6 +66,9 @@ class SiteRecord:
             "inf": self.inf,
             "overflow": self.overflow,
         }
+        if self.present is not None:
+            values["present"] = base64.b64encode(np.packbits(self.present).tobytes()).decode()
+        return values
 
 
 @dataclass(frozen=True)
@@ -94,15 +104,18 @@ class CommitRecord:
         """NaN and infinite values in the shard, all sites."""
         return sum(sum(site.nan) + sum(site.inf) for site in self.sites.values())
 
-    def same_values(self, other: "CommitRecord") -> bool:
-        """True when both records speak of the same numbers at every site."""
-        return {n: s.array_sha256 for n, s in self.sites.items()} == {n: s.array_sha256 for n, s in other.sites.items()}
+    def different_sites(self, other: "CommitRecord") -> list[str]:
+        """Sites at which the two records speak of other numbers or other missing maps."""
+        theirs = {name: (site.array_sha256, site.to_dict().get("present")) for name, site in other.sites.items()}
+        ours = {name: (site.array_sha256, site.to_dict().get("present")) for name, site in self.sites.items()}
+        return [name for name in ours if ours[name] != theirs.get(name)]
 
 
 def record_limit(spec: StoreSpec) -> int:
     """Bytes that no honest record of this spec passes."""
     n_chunks = sum(spec.grid(site.name).chunks_in(0) for site in spec.sites)
-    return 4096 + 8 * n_chunks + len(spec.sites) * (1024 + 3 * 24 * spec.n_steps)
+    n_maps = spec.samples_per_shard * spec.n_steps * len(spec.branches) if spec.ragged else 0
+    return 4096 + 8 * n_chunks + len(spec.sites) * (1024 + 3 * 24 * spec.n_steps + n_maps // 4)
 
 
 def read_record(layout: Layout, info: StoreInfo, shard: int) -> CommitRecord:
@@ -161,8 +174,20 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
             tuple(entry["nan"]),
             tuple(entry["inf"]),
             tuple(entry["overflow"]),
+            _present(entry["present"], spec, shard, name) if "present" in entry else None,
         )
     return CommitRecord(shard, samples, sites, dict(value["hashes"]))
+
+
+def _present(text: str, spec: StoreSpec, shard: int, name: str) -> np.ndarray:
+    if not spec.ragged:
+        raise ValueError(f"maps of site {name} are missing, in a store that is not ragged")
+    shape = spec.shard_shape(name, shard)[:3]
+    n = int(np.prod(shape))
+    packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(packed) != -(-n // 8):
+        raise ValueError(f"the missing maps of site {name} are {len(packed)} bytes for {n} maps")
+    return np.unpackbits(packed, count=n).astype(bool).reshape(shape)
 
 
 def _invalid(path: object, shard: int, reason: str) -> InvalidRecord:

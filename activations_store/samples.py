@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMetadata, InvalidSamples, explain
-from .fileio import TempFile, open_plain, sha256_of
+from .fileio import open_plain, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,21 +66,14 @@ def canonical_samples(table: "pa.Table", n_samples: int) -> "pa.Table":
     return table
 
 
-def write_samples(path: Path, table: "pa.Table", *, fsync: bool) -> str:
-    """Write the table atomically; SHA-256 of the file.
-
-    The bytes depend on the table and pyarrow's version only.
-    """
+def table_bytes(table: "pa.Table") -> bytes:
+    """The table as a Parquet file. The bytes depend on the table and pyarrow's version only."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    with TempFile(path, fsync=fsync) as temp:
-        temp.write(memoryview(sink.getvalue()))
-        digest = temp.finish()
-        temp.publish()
-    return digest
+    return sink.getvalue().to_pybytes()
 
 
 def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":

@@ -46,6 +46,8 @@ class RowOrder:
         grid: the site's chunk arithmetic.
         samples, steps, branches, tokens: selected positions, int64, ascending and unique.
         seed: non-negative.
+        present: (samples, steps, branches) bool over the selected positions, which maps there are; None for all.
+            Rows of missing maps are no part of the sequence.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class RowOrder:
         branches: np.ndarray,
         tokens: np.ndarray,
         seed: int,
+        present: np.ndarray | None = None,
     ) -> None:
         self._grid = grid
         self._seed = seed
@@ -68,10 +71,15 @@ class RowOrder:
         self._token_block, self._token_first, self._n_t = np.unique(tokens // k, return_index=True, return_counts=True)
         self._dims = (len(self._sample_block), len(steps), len(branches), len(self._token_block))
         self._cached: tuple[int, np.ndarray, np.ndarray | None] | None = None
+        self._present = present
+        # (sample blocks, steps, branches): maps present in a block
+        self._n_maps = None if present is None else np.add.reduceat(present.astype(np.int64), self._sample_first, 0)
 
     @property
     def n_rows(self) -> int:
         """Rows of the selection: N, one epoch over all ranks."""
+        if self._n_maps is not None:
+            return int(self._n_maps.sum()) * len(self.tokens)
         return len(self.samples) * len(self.steps) * len(self.branches) * len(self.tokens)
 
     @property
@@ -82,13 +90,16 @@ class RowOrder:
     @cached_property
     def _uniform(self) -> int | None:
         """Rows of every block when all are alike (the usual case): no running sum over blocks then."""
+        if self._n_maps is not None:
+            return None
         alike = (self._n_s == self._n_s[0]).all() and (self._n_t == self._n_t[0]).all()
         return int(self._n_s[0] * self._n_t[0]) if alike else None
 
     def rows_of(self, block: np.ndarray) -> np.ndarray:
         """Rows of blocks given by number."""
-        s, _, _, t = np.unravel_index(block, self._dims)
-        return self._n_s[s] * self._n_t[t]
+        s, i, b, t = np.unravel_index(block, self._dims)
+        maps = self._n_s[s] if self._n_maps is None else self._n_maps[s, i, b]
+        return maps * self._n_t[t]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Permuted blocks of an epoch, and where each begins in the row sequence (None when uniform)."""
@@ -113,7 +124,11 @@ class RowOrder:
             begin, rows = starts[at], self.rows_of(order[at])
         first = np.maximum(lo - begin, 0)
         count = np.minimum(hi - begin, rows) - first
-        return Segments(order[at], first, count, np.maximum(begin, lo) - lo)
+        slot = np.maximum(begin, lo) - lo
+        if self._n_maps is not None:  # a block without any map has no rows
+            kept = count > 0
+            at, first, count, slot = at[kept], first[kept], count[kept], slot[kept]
+        return Segments(order[at], first, count, slot)
 
     def window_permutation(self, epoch: int, lo: int, n: int) -> np.ndarray:
         """Order in which the `n` slots of the window that begins at row `lo` are delivered."""
@@ -128,11 +143,19 @@ class RowOrder:
     def rows_in_chunk(self, block: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(sample, token) positions inside the chunk of rows first .. first + count - 1 of a block."""
         g, _, _, k, _ = self._grid.chunk_shape
-        s, _, _, t = np.unravel_index(block, self._dims)
+        s, i, b, t = np.unravel_index(block, self._dims)
         local_s, local_t = np.divmod(np.arange(first, first + count), self._n_t[t])
+        if self._present is not None:
+            local_s = self._maps_of(int(s), int(i), int(b))[local_s]
         sample = self.samples[self._sample_first[s] + local_s] - self._sample_block[s] * g
         token = self.tokens[self._token_first[t] + local_t] - self._token_block[t] * k
         return sample, token
+
+    def _maps_of(self, sample_block: int, step: int, branch: int) -> np.ndarray:
+        """Selected samples of a block that have the map, counted from the block's first selected sample."""
+        assert self._present is not None  # only asked then
+        first = self._sample_first[sample_block]
+        return np.flatnonzero(self._present[first : first + self._n_s[sample_block], step, branch])
 
     def coordinates(self, segments: Segments) -> np.ndarray:
         """(4, n) int64: sample, step, branch, token of every row of the segments, in slot order."""
@@ -140,6 +163,11 @@ class RowOrder:
         count = segments.count
         within = np.arange(count.sum()) - np.repeat(segments.slot - segments.first, count)
         local_s, local_t = np.divmod(within, np.repeat(self._n_t[t], count))
+        if self._present is not None:
+            ends = np.cumsum(count)
+            for p, end in enumerate(ends):
+                rows = slice(end - count[p], end)
+                local_s[rows] = self._maps_of(int(s[p]), int(i[p]), int(b[p]))[local_s[rows]]
         return np.stack(
             [
                 self.samples[np.repeat(self._sample_first[s], count) + local_s],

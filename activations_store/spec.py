@@ -61,7 +61,7 @@ class SiteSpec:
         tokens: spatial cells (row-major) or sequence positions.
         channels: length of a row.
         grid: (height, width) when tokens are spatial, else None; height x width = tokens.
-        dtype: "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16", "bfloat16" or "int8" (with a scale a row).
     """
 
     name: str
@@ -109,6 +109,16 @@ class SiteSpec:
         return DTYPES[self.dtype]
 
     @property
+    def stored_channels(self) -> int:
+        """Items of a stored row: the channels, and for int8 the four bytes of the row's scale."""
+        return self.channels + self.stored_dtype.row_extra
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of one map (one sample, step and branch), without padding and checksum."""
+        return self.tokens * self.stored_channels * self.stored_dtype.itemsize
+
+    @property
     def dir_name(self) -> str:
         """Folder of the site's array: a readable slug and 8 hex digits of the name's SHA-256.
 
@@ -130,6 +140,8 @@ class StoreSpec:
         branches: halves of classifier-free guidance that are recorded.
         samples_per_shard: samples in one shard; `StoreSpec.plan` chooses it by size.
         compression: None, or "zstd" (saves about a tenth on activations, costs 2 to 4x in speed).
+        ragged: whether maps may be missing: trajectories that ended early, modules that were skipped, samples
+            with fewer steps. Their commit records then say which maps are there.
     """
 
     sites: tuple[SiteSpec, ...]
@@ -139,6 +151,7 @@ class StoreSpec:
     branches: tuple[str, ...] = ("uncond", "cond")
     samples_per_shard: int = 64
     compression: str | None = None
+    ragged: bool = False
 
     def __post_init__(self) -> None:
         for name in ("sites", "timesteps", "log_snr", "branches"):
@@ -181,6 +194,8 @@ class StoreSpec:
             raise InvalidSpec(
                 explain("Unknown compression", found=repr(self.compression)[:60], expected="None or 'zstd'")
             )
+        if not isinstance(self.ragged, bool):
+            raise InvalidSpec(explain("ragged is no truth value", found=repr(self.ragged)[:60], expected="True, False"))
         for site in self.sites:
             n_chunks = math.prod(self.grid(site.name).chunks_per_shard)
             if n_chunks > MAX_CHUNKS_PER_SHARD:
@@ -208,6 +223,7 @@ class StoreSpec:
         *,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         max_samples_per_shard: int = 64,
+        ragged: bool = False,
     ) -> Self:
         """A spec whose shards (all sites together) stay within `max_shard_bytes`: the largest power of two
         that fits.
@@ -219,11 +235,11 @@ class StoreSpec:
         # Counted without padding and index: those are below a thousandth, and depend on the choice being
         # made.
         values = len(one.timesteps) * len(one.branches)
-        sample_bytes = sum(s.tokens * s.channels * s.stored_dtype.itemsize * values for s in one.sites)
+        sample_bytes = sum(s.map_bytes for s in one.sites) * values
         size = 1
         while size * 2 <= max_samples_per_shard and size * 2 * sample_bytes <= max_shard_bytes and size < n_samples:
             size *= 2
-        return cls(sites, n_samples, timesteps, log_snr, branches, size, compression)
+        return cls(sites, n_samples, timesteps, log_snr, branches, size, compression, ragged)
 
     @property
     def n_steps(self) -> int:
@@ -261,7 +277,7 @@ class StoreSpec:
             self.n_steps,
             len(self.branches),
             s.tokens,
-            s.channels,
+            s.stored_channels,
             self.samples_per_shard,
             s.stored_dtype.itemsize,
         )
@@ -287,6 +303,8 @@ class StoreSpec:
         """Bytes of all shard files and, estimated, of the commit records (which list a checksum a chunk)."""
         n_chunks = sum(math.prod(self.grid(s.name).chunks_per_shard) for s in self.sites) * self.n_shards
         per_site = 400 + 8 * self.n_steps
+        if self.ragged:
+            per_site += self.samples_per_shard * self.n_steps * len(self.branches) // 6
         return sum(self.bytes_by_site().values()) + 6 * n_chunks + self.n_shards * (700 + per_site * len(self.sites))
 
     def shard_bytes(self, shard: int = 0) -> int:
@@ -294,8 +312,11 @@ class StoreSpec:
         return sum(self.grid(site.name).file_bytes(shard) for site in self.sites)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of JSON values."""
-        return jsonio.normalise(asdict(self))
+        """A dict of JSON values; `ragged` is there only when it is true."""
+        values = asdict(self)
+        if not self.ragged:
+            del values["ragged"]
+        return jsonio.normalise(values)
 
     def to_json(self) -> str:
         """Canonical JSON text."""
@@ -304,6 +325,10 @@ class StoreSpec:
     @classmethod
     def from_dict(cls, data: object) -> Self:
         """The spec of a dict made by `to_dict`; unknown or missing keys raise `InvalidSpec`."""
+        if isinstance(data, Mapping) and "ragged" not in data:
+            data = {**data, "ragged": False}
+        elif isinstance(data, Mapping) and data["ragged"] is not True:
+            raise InvalidSpec(explain("ragged has one spelling", found=repr(data["ragged"])[:60], expected="true"))
         values = _exact_keys(data, cls)
         sites = values["sites"]
         for key in ("sites", "timesteps", "log_snr", "branches"):

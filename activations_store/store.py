@@ -2,28 +2,35 @@
 
 `ActivationStore.open` checks the metadata and opens nothing else. A shard is read only through its commit
 record: the record is checked when the shard is first needed, the file's size and index when it is opened,
-and each chunk against its committed checksum when it is read.
+and each chunk against its committed checksum when it is read (site_view.py).
+
+Sites that were added later live in groups (groups.py): each is a store of its own inside this one. Here they are
+found by name like any other site.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from . import statistics as _statistics
 from . import verify as _verify
-from .chunking import ChunkGrid
-from .errors import MissingSamples, UnknownLabel, explain
+from .errors import InvalidSelection, MissingSamples, UnknownLabel, UnknownSite, explain
+from .groups import check_group, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .records import CommitRecord, read_record
 from .samples import read_samples
-from .selection import BranchSelection, Selection, resolve, resolve_branches
+from .selection import BranchSelection
 from .shard_index import ReaderCache, ShardReader
-from .spec import SiteSpec, StoreSpec
+from .site_view import SiteView
+from .spec import StoreSpec
+from .statistics import SiteStatistics
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import zarr
+    import xarray as xr
 
 
 class ActivationStore:
@@ -38,6 +45,7 @@ class ActivationStore:
         self._info = info
         self._readers = ReaderCache()
         self._samples: pa.Table | None = None
+        self._groups: dict[str, ActivationStore] = {}
         self._record = lru_cache(maxsize=1024)(self._read_record)
 
     @classmethod
@@ -62,7 +70,7 @@ class ActivationStore:
 
     @property
     def spec(self) -> StoreSpec:
-        """Sites, samples, steps, branches, shards."""
+        """Sites, samples, steps, branches, shards; without the sites of groups."""
         return self._info.spec
 
     @property
@@ -82,8 +90,24 @@ class ActivationStore:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the recorded sites."""
-        return tuple(site.name for site in self.spec.sites)
+        """Names of the recorded sites, those of groups last."""
+        own = tuple(site.name for site in self.spec.sites)
+        return own + tuple(name for group in self.groups.values() for name in group.sites)
+
+    @property
+    def groups(self) -> "dict[str, ActivationStore]":
+        """Site groups that were added later, by name; each a store of its own. Listed anew at every call.
+
+        Raises:
+            InvalidMetadata: a group does not belong to this store.
+        """
+        names = group_names(self._layout)
+        for name in names:
+            if name not in self._groups:
+                group = type(self).open(self._layout.group(name))
+                check_group(self._info, group._info, self._layout.group(name))
+                self._groups[name] = group
+        return {name: self._groups[name] for name in names}
 
     @property
     def samples(self) -> "pa.Table":
@@ -107,6 +131,33 @@ class ActivationStore:
                 )
             )
         return np.array([label or "" for label in self.samples.column(f"label_{factor}").to_pylist()], dtype=str)
+
+    def where(self, **labels: str | Sequence[str]) -> np.ndarray:
+        """Samples whose labels are among those given.
+
+        Args:
+            **labels: factor = a label, or several of which any will do.
+
+        Returns:
+            (n,) int64, ascending; those that satisfy every factor.
+
+        Raises:
+            UnknownLabel: no such factor.
+            InvalidSelection: a label that no sample has.
+        """
+        kept = np.ones(self.spec.n_samples, bool)
+        for factor, given in labels.items():
+            wanted, found = [given] if isinstance(given, str) else list(given), self.labels(factor)
+            unknown = sorted(set(wanted) - set(found.tolist()))
+            if unknown:
+                raise InvalidSelection(
+                    explain(
+                        f"No sample has the {factor} {unknown[0]!r}",
+                        expected="one of " + ", ".join(sorted(set(found.tolist()))[:20]),
+                    )
+                )
+            kept &= np.isin(found, wanted)
+        return np.flatnonzero(kept)
 
     @property
     def committed(self) -> list[int]:
@@ -142,13 +193,40 @@ class ActivationStore:
         """
         return self._record(shard)
 
-    def site(self, name: str) -> "SiteView":
+    def site(self, name: str) -> SiteView:
         """One site's activations; an unknown name raises `UnknownSite` with the names there are."""
-        return SiteView(self, self.spec.site(name))
+        store = self.holding(name)
+        return SiteView(store, store.spec.site(name))
+
+    def holding(self, site: str) -> "ActivationStore":
+        """The store that a site's arrays are in: this one, or one of its groups.
+
+        Raises:
+            UnknownSite: neither has it.
+        """
+        if any(own.name == site for own in self.spec.sites):
+            return self
+        for group in self.groups.values():
+            if any(own.name == site for own in group.spec.sites):
+                return group
+        raise UnknownSite(explain(f"No site {site!r} in the store", expected="one of " + ", ".join(self.sites)))
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The store as a lazy `xarray.Dataset`; see `xarray_view.store_to_xarray`. Needs xarray."""
+        from .xarray_view import store_to_xarray  # xarray is optional
+
+        return store_to_xarray(self)
+
+    def statistics(self, site: str, *, branches: BranchSelection = None, covariance: bool = True) -> SiteStatistics:
+        """Mean, covariance, norms and quantiles of a site by step; see `statistics.site_statistics`.
+
+        Kept in the store, and computed again when shards were added.
+        """
+        return _statistics.site_statistics(self, site, branches=branches, covariance=covariance)
 
     def verify(self, *, full: bool = True) -> list[_verify.Problem]:
-        """Compare the store with its records; see `verify.verify_store`."""
-        return _verify.verify_store(self._layout, self._info, full=full)
+        """Compare the store and its groups with their records; see `verify.verify_store`."""
+        return _verify.verify_tree(self._layout, self._info, full=full)
 
     def open_shard(self, site: str, shard: int) -> ShardReader:
         """The open shard file of a site, checked against its record; kept open for the next call."""
@@ -165,6 +243,8 @@ class ActivationStore:
     def close(self) -> None:
         """Close shard files that are open; the store stays usable."""
         self._readers.clear()
+        for group in self._groups.values():
+            group.close()
 
     def _read_record(self, shard: int) -> CommitRecord:
         samples = self.spec.shard_samples(shard)
@@ -178,91 +258,3 @@ class ActivationStore:
                     next_step="resume the collection, or read store.committed_samples() only",
                 )
             ) from None
-
-
-class SiteView:
-    """The activations of one site, dimensions (sample, step, branch, token, channel)."""
-
-    def __init__(self, store: ActivationStore, spec: SiteSpec) -> None:
-        self._store = store
-        self.spec = spec
-        self._grid: ChunkGrid = store.spec.grid(spec.name)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """(n_samples, n_steps, n_branches, tokens, channels), whether committed or not."""
-        return self._grid.array_shape
-
-    def read(
-        self,
-        sample: Selection = None,
-        step: Selection = None,
-        branch: BranchSelection = None,
-        token: Selection = None,
-    ) -> np.ndarray:
-        """Read a selection into memory; no dimension is dropped.
-
-        Args:
-            sample, step, token: None (all), int, slice, ints or boolean mask.
-            branch: None, a name, a number, or several.
-
-        Returns:
-            (samples, steps, branches, tokens, channels) float16 or float32; bfloat16 sites come as float32,
-            exactly.
-
-        Raises:
-            InvalidSelection: something the site does not have.
-            MissingSamples: a sample whose shard is not committed.
-            CorruptShard: bytes that are not those committed.
-        """
-        spec, grid = self._store.spec, self._grid
-        samples = resolve(sample, spec.n_samples, "sample")
-        steps = resolve(step, spec.n_steps, "step")
-        branches = resolve_branches(branch, spec.branches)
-        tokens = resolve(token, self.spec.tokens, "token")
-        shards = np.unique(samples // spec.samples_per_shard)
-        for shard in shards:
-            self._store.record(int(shard))  # missing samples are reported before memory is taken
-        dtype = self.spec.stored_dtype
-        out = np.empty((len(samples), len(steps), len(branches), len(tokens), self.spec.channels), dtype.stored)
-        g, _, _, k, channels = grid.chunk_shape
-        scratch = np.empty((g, k, channels), dtype.stored)
-        scratch_bytes = scratch.reshape(-1).view(np.uint8)
-        token_parts = _parts(tokens, k)
-        for sample_block, sample_at, sample_in in _parts(samples, g):
-            shard, local_block = divmod(sample_block, grid.chunks_per_shard[0])
-            reader = self._store.open_shard(self.spec.name, shard)
-            for i, s in enumerate(steps):
-                for j, b in enumerate(branches):
-                    for token_block, token_at, token_in in token_parts:
-                        chunk = grid.linear(local_block, int(s), int(b), token_block)
-                        whole = g == 1 and len(sample_at) == 1 and _is_run(token_at, token_in, k)
-                        if whole:
-                            target = out[sample_at[0], i, j, token_at[0] : token_at[0] + k]
-                            reader.read_chunk(chunk, target.reshape(-1).view(np.uint8))
-                        else:
-                            reader.read_chunk(chunk, scratch_bytes)
-                            out[sample_at[:, None], i, j, token_at[None, :]] = scratch[
-                                sample_in[:, None], token_in[None, :]
-                            ]
-        return dtype.decode(out)
-
-    def zarr(self) -> "zarr.Array":
-        """The zarr array, read-only, for other libraries. It knows no commit records.
-
-        Uncommitted samples read as NaN.
-        """
-        import zarr
-
-        return zarr.open_array(self._store.path / "arrays" / self.spec.dir_name, mode="r", zarr_format=3)
-
-
-def _parts(chosen: np.ndarray, size: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Positions grouped by block of `size`: (block, where in `chosen`, where in the block)."""
-    blocks = chosen // size
-    return [(int(b), at, chosen[at] - b * size) for b in np.unique(blocks) for at in (np.flatnonzero(blocks == b),)]
-
-
-def _is_run(at: np.ndarray, inside: np.ndarray, size: int) -> bool:
-    """True when a whole block is wanted, in order, in one piece."""
-    return len(at) == size and at[-1] - at[0] == size - 1 and bool((inside == np.arange(size)).all())

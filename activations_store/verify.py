@@ -9,18 +9,21 @@ collect again.
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .errors import CorruptShard, InvalidMetadata, InvalidRecord, StoreError
-from .fileio import sha256_of
+from .fileio import check_folder, sha256_of
+from .groups import check_group, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .leftovers import temp_files, uncommitted_files
 from .records import SiteRecord, read_record
 from .samples import read_samples
 from .shard_index import ShardReader
 from .spec import SiteSpec
+from .statistics import basis_of, read_file
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Problem:
     """One thing that is not as it should be.
 
     Attributes:
-        kind: "metadata", "samples", "record", "shard" (damage), "uncommitted" or "leftover" (harmless; `gc`
-            removes them), "unexpected" (a file that is no part of the format).
+        kind: "metadata", "samples", "record", "shard", "statistics" (damage), "uncommitted" or "leftover"
+            (harmless; `gc` removes them), "stale" (statistics that are computed again when next asked for),
+            "unexpected" (a file that is no part of the format).
         message: what was found.
         path: the file, relative to the store.
         shard: shard to collect again (after `StoreWriter.discard`), or None.
         site: the site concerned, or None.
+        group: the site group it lies in, or None.
     """
 
     kind: str
@@ -41,11 +46,33 @@ class Problem:
     path: str
     shard: int | None = None
     site: str | None = None
+    group: str | None = None
 
     @property
     def is_damage(self) -> bool:
         """True when data or metadata are wrong, False for harmless leftovers."""
-        return self.kind in ("metadata", "samples", "record", "shard")
+        return self.kind in ("metadata", "samples", "record", "shard", "statistics")
+
+
+def verify_tree(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[Problem]:
+    """`verify_store` for a store and all of its groups."""
+    problems = verify_store(layout, info, full=full)
+    try:
+        names = group_names(layout)
+    except (StoreError, OSError) as error:
+        return sorted([*problems, Problem("metadata", str(error), "groups")], key=lambda p: not p.is_damage)
+    for name in names:
+        place = f"{layout.groups.name}/{name}"
+        inner = Layout(layout.group(name))
+        try:
+            group = read_store_info(inner.root)
+            check_group(info, group, inner.root)
+        except (StoreError, OSError) as error:
+            problems.append(Problem("metadata", str(error), place, group=name))
+            continue
+        found = verify_store(inner, group, full=full)
+        problems += [replace(p, path=f"{place}/{p.path}", group=name) for p in found]
+    return sorted(problems, key=lambda p: not p.is_damage)
 
 
 def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[Problem]:
@@ -82,6 +109,7 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
                 _check_shard(layout, info, site, shard, record.sites[site.name], full=full)
             except (CorruptShard, StoreError, OSError) as error:
                 problems.append(Problem("shard", str(error), _relative(layout, path), shard, site.name))
+    problems += _check_statistics(layout, info)
     problems += _strangers(layout, info)
     return sorted(problems, key=lambda p: not p.is_damage)
 
@@ -140,6 +168,33 @@ def _check_chunks(
         digest.update(values.data)
     if digest.hexdigest() != entry.array_sha256:
         raise CorruptShard(f"{path}: its values are not those of the commit record")
+
+
+def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
+    """Statistics that are damaged, or about other shards than are committed."""
+    try:
+        check_folder(layout.statistics)
+    except FileNotFoundError:
+        return []
+    except StoreError as error:
+        return [Problem("statistics", str(error), layout.statistics.name)]
+    records = {}
+    for shard in _listed_records(layout, info, []):
+        with suppress(InvalidRecord, OSError):  # reported above
+            records[shard] = read_record(layout, info, shard)
+    problems = []
+    for path in sorted(layout.statistics.iterdir()):
+        if path.name.startswith("."):
+            continue  # a leftover
+        try:
+            found, basis = read_file(path)
+        except (StoreError, OSError) as error:
+            problems.append(Problem("statistics", str(error), _relative(layout, path)))
+            continue
+        values = {shard: r.sites[found.site].array_sha256 for shard, r in records.items() if found.site in r.sites}
+        if basis != basis_of(info.hashes, found.site, values):
+            problems.append(Problem("stale", "not about what is committed now", _relative(layout, path)))
+    return problems
 
 
 def _strangers(layout: Layout, info: StoreInfo) -> list[Problem]:

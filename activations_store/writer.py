@@ -36,11 +36,12 @@ from .errors import (
     WriterClosed,
     explain,
 )
-from .fileio import Lock, TempFile, check_folder, sync_folder, write_atomic
+from .fileio import Lock, TempFile, TempFolder, check_folder, read_small, sync_folder, write_atomic
+from .groups import check_addition, check_name, group_names
 from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
 from .leftovers import remove_dead_temp_files
 from .records import CommitRecord, SiteRecord, read_record
-from .samples import canonical_samples, write_samples
+from .samples import MAX_TABLE_BYTES, canonical_samples, table_bytes
 from .shard_file import write_shard_file
 from .spec import SiteSpec, StoreSpec
 
@@ -114,21 +115,74 @@ class StoreWriter:
         try:
             lock.acquire(exclusive=True, wait=True)
             _refuse_existing(layout)  # another process may have created one since
-            for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
-                folder.mkdir(exist_ok=True)
-                check_folder(folder)
-            write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
-            for site in spec.sites:
-                write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
-            info = StoreInfo(spec, model, planned, write_samples(layout.samples, samples, fsync=fsync))
-            if fsync:
-                for folder in (layout.arrays, layout.root, layout.root.resolve().parent):
-                    sync_folder(folder)
-            # Last: a creation that was killed leaves no store.json, and can simply be repeated.
-            write_atomic(layout.store_json, info.to_bytes(), fsync=fsync)
+            info = _write_metadata(layout, spec, model, planned, table_bytes(samples), fsync=fsync)
         finally:
             lock.close()
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
+
+    @classmethod
+    def extend(
+        cls,
+        path: str | Path,
+        group: str,
+        spec: StoreSpec,
+        *,
+        fingerprint: Mapping[str, Any],
+        plan: Mapping[str, Any],
+        allow_nonfinite: bool = False,
+        fsync: bool = False,
+        check_space: bool = True,
+    ) -> Self:
+        """Add a group of sites to an existing store, or go on with one, and open it for writing.
+
+        The group appears whole or not at all, and nothing of the store itself is touched.
+
+        Args:
+            path: the store.
+            group: name of the group, letters a-z, digits, _ and -.
+            spec: the new sites, with the store's samples, steps and branches; shards, compression and `ragged`
+                are the group's own.
+            fingerprint: the model, which must be the store's.
+            plan: what is collected; it may differ from the store's plan.
+            allow_nonfinite, fsync, check_space: see `create`.
+
+        Raises:
+            NotAStore: there is no store at `path`.
+            InvalidSpec: a name that cannot name a group.
+            SpecMismatch: other samples, steps or branches, a site that the store has already, or the group exists
+                with another spec.
+            FingerprintMismatch, PlanMismatch: another model; the group exists with another plan.
+            DiskFull: the group would not fit.
+        """
+        check_name(group)
+        base = Layout(Path(path))
+        info = read_store_info(base.root)
+        check_arrays(base, info.spec)
+        target = Layout(base.group(group))
+        work, lock = Lock(base.writers_lock), Lock(base.commit_lock)
+        try:
+            work.acquire(exclusive=False, wait=True)  # gc leaves alone what a writer may be making
+            lock.acquire(exclusive=True, wait=True)
+            others = [name for name in group_names(base) if name != group]
+            specs = [info.spec, *(read_store_info(base.group(name)).spec for name in others)]
+            taken = {site.dir_name.casefold() for one in specs for site in one.sites}
+            check_addition(info, spec, taken, dict(fingerprint))
+            if not target.store_json.exists():
+                if check_space:
+                    _check_space(base.root, spec)
+                base.groups.mkdir(exist_ok=True)
+                check_folder(base.groups)
+                table = read_small(base.samples, MAX_TABLE_BYTES)
+                with TempFolder(target.root, fsync=fsync) as temp:
+                    planned = jsonio.normalise(dict(plan))
+                    _write_metadata(Layout(temp.path), spec, info.fingerprint, planned, table, fsync=fsync)
+                    temp.publish()
+        finally:
+            lock.close()
+            work.close()
+        return cls.resume(
+            target.root, spec=spec, fingerprint=fingerprint, plan=plan, allow_nonfinite=allow_nonfinite, fsync=fsync
+        )
 
     @classmethod
     def resume(
@@ -183,35 +237,42 @@ class StoreWriter:
         """Shards without a valid commit record, ascending. A record that is damaged counts as none."""
         return [shard for shard in range(self.spec.n_shards) if self._valid_record(shard) is None]
 
-    def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+    def write_shard(
+        self, shard: int, arrays: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray] | None = None
+    ) -> CommitRecord:
         """Write one shard of all sites and commit it.
 
         Args:
             shard: shard number; `spec.shard_samples(shard)` are its samples.
             arrays: site name -> (n, steps, branches, tokens, channels) in the site's dtype. float32 is also
                 taken for float16 and bfloat16 sites and rounded to nearest even, so that overflow can be
-                counted. uint16 is taken as bfloat16 bits.
+                counted. uint16 is taken as bfloat16 bits. int8 sites take float32 or
+                float16, or int8 rows of channels + 4 as they are stored (`SiteView.read_stored`).
+            present: for a ragged store, site name -> (n, steps, branches) bool, which maps were recorded; a site
+                that is not named is complete. What `arrays` holds in a missing map is ignored.
 
         Returns:
             The commit record. When the shard is committed already with the same values, its record stays as
             it is.
 
         Raises:
-            ShardMismatch: wrong sites, shape or dtype.
+            ShardMismatch: wrong sites, shape or dtype, or missing maps in a store that is not ragged.
             NonFiniteActivations: NaN, infinity or overflow, unless `allow_nonfinite`.
             ShardConflict: the shard is committed already with other values.
             DiskFull: no room; nothing of this shard is left on disk.
         """
         if not self._closer.alive:
             raise WriterClosed(explain(f"The writer of {self.path} is closed", next_step="open it with resume"))
-        stored, counts = self._checked(shard, arrays)
+        masks = self._checked_masks(shard, present or {})
+        stored, counts = self._checked(shard, arrays, masks)
         with ExitStack() as stack:
             temps: list[TempFile] = []
             sites: dict[str, SiteRecord] = {}
             for site in self.spec.sites:
                 temp = stack.enter_context(TempFile(self._layout.shard(site, shard), fsync=self._fsync))
                 temps.append(temp)
-                sites[site.name] = self._write_site(temp, site, shard, stored[site.name], counts[site.name])
+                values, mask = stored.pop(site.name), masks.get(site.name)
+                sites[site.name] = self._write_site(temp, site, shard, values, counts[site.name], mask)
             record = CommitRecord(shard, self.spec.shard_samples(shard), sites, self._info.hashes)
             return self._commit(record, temps)
 
@@ -243,8 +304,32 @@ class StoreWriter:
             logger.warning("%s", error)
             return None
 
+    def _checked_masks(self, shard: int, present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Masks of the sites that lack a map in this shard."""
+        masks = {}
+        for name, mask in present.items():
+            shape = self.spec.shard_shape(name, shard)[:3]  # an unknown name raises UnknownSite
+            if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != shape:
+                found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+                raise ShardMismatch(
+                    explain(
+                        f"The mask of site {name} does not fit shard {shard}", found=found, expected=f"bool {shape}"
+                    )
+                )
+            if not mask.all():
+                masks[name] = mask
+        if masks and not self.spec.ragged:
+            raise ShardMismatch(
+                explain(
+                    f"Shard {shard} lacks maps of {', '.join(masks)}",
+                    expected="every map, since the store is not ragged",
+                    next_step="create the store with StoreSpec(..., ragged=True)",
+                )
+            )
+        return masks
+
     def _checked(
-        self, shard: int, arrays: Mapping[str, np.ndarray]
+        self, shard: int, arrays: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Arrays in the stored dtype, and (3, steps) counts of NaN, infinity and overflow, by site."""
         names = {site.name for site in self.spec.sites}
@@ -257,6 +342,8 @@ class StoreWriter:
         for site in self.spec.sites:
             x, dtype = arrays[site.name], site.stored_dtype
             shape = self.spec.shard_shape(site.name, shard)
+            if isinstance(x, np.ndarray) and x.dtype == np.int8:
+                shape = (*shape[:-1], site.stored_channels)
             if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype not in dtype.accepts:
                 found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
                 accepted = " or ".join(str(d) for d in dtype.accepts)
@@ -267,8 +354,13 @@ class StoreWriter:
                         expected=f"{accepted} {shape}: sample, step, branch, token, channel",
                     )
                 )
+            mask = masks.get(site.name)
+            if mask is not None:  # what is missing is neither counted nor stored, whatever the caller left there
+                x = np.where(mask[..., None, None], x, x.dtype.type(0))
             stored[site.name] = dtype.encode(x)
             counts[site.name] = _count_by_step(site, x, stored[site.name])
+            if mask is not None:
+                stored[site.name] = np.where(mask[..., None, None], stored[site.name], dtype.fill)
         bad = {name: c for name, c in counts.items() if c.any()}
         if bad and not self._allow_nonfinite:
             lines = [
@@ -287,7 +379,13 @@ class StoreWriter:
         return stored, counts
 
     def _write_site(
-        self, temp: TempFile, site: SiteSpec, shard: int, values: np.ndarray, counts: np.ndarray
+        self,
+        temp: TempFile,
+        site: SiteSpec,
+        shard: int,
+        values: np.ndarray,
+        counts: np.ndarray,
+        present: np.ndarray | None,
     ) -> SiteRecord:
         grid, fill = self.spec.grid(site.name), site.stored_dtype.fill
         crcs = write_shard_file(temp, grid, shard, values, fill, self.spec.compression)
@@ -295,7 +393,7 @@ class StoreWriter:
         for sample in values:  # one sample at a time: a non-contiguous array is never copied whole
             digest.update(np.ascontiguousarray(sample).data)
         nan, inf, overflow = (tuple(int(n) for n in row) for row in counts)
-        return SiteRecord(temp.n_bytes, temp.finish(), digest.hexdigest(), crcs, nan, inf, overflow)
+        return SiteRecord(temp.n_bytes, temp.finish(), digest.hexdigest(), crcs, nan, inf, overflow, present)
 
     def _commit(self, record: CommitRecord, temps: list[TempFile]) -> CommitRecord:
         """Publish files and record, or find that another writer was first.
@@ -307,13 +405,13 @@ class StoreWriter:
             lock.acquire(exclusive=True, wait=True)
             existing = self._valid_record(record.shard)
             if existing is not None:
-                if existing.same_values(record):
+                different = record.different_sites(existing)
+                if not different:
                     if existing.to_bytes() == record.to_bytes():
                         # Equal bytes over equal bytes: no reader can tell, and a damaged file is mended.
                         for temp in temps:
                             temp.publish()
                     return existing
-                different = [n for n, s in record.sites.items() if s.array_sha256 != existing.sites[n].array_sha256]
                 raise ShardConflict(
                     explain(
                         f"Shard {record.shard} of {self.path} is committed already with other values",
@@ -336,7 +434,7 @@ def _count_by_step(site: SiteSpec, given: np.ndarray, stored: np.ndarray) -> np.
     counts = np.zeros((3, stored.shape[1]), np.int64)
     for step in range(stored.shape[1]):
         for sample in range(stored.shape[0]):  # small pieces: the bit masks stay in cache
-            n_nan, n_inf = dtype.count_nonfinite(stored[sample, step])
+            n_nan, n_inf = dtype.count_nonfinite(given[sample, step], stored[sample, step])
             counts[0, step] += n_nan
             counts[1, step] += n_inf
             if n_inf:
@@ -344,6 +442,25 @@ def _count_by_step(site: SiteSpec, given: np.ndarray, stored: np.ndarray) -> np.
                 was_infinite = np.isinf(x).sum() if x.dtype.kind == "f" else n_inf
                 counts[2, step] += n_inf - int(was_infinite)
     return counts
+
+
+def _write_metadata(
+    layout: Layout, spec: StoreSpec, model: dict[str, Any], plan: dict[str, Any], table: bytes, *, fsync: bool
+) -> StoreInfo:
+    """Everything of a store but its shards. A creation that is killed leaves no store.json, which comes last."""
+    for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
+        folder.mkdir(exist_ok=True)
+        check_folder(folder)
+    write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
+    for site in spec.sites:
+        write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
+    write_atomic(layout.samples, table, fsync=fsync)
+    info = StoreInfo(spec, model, plan, hashlib.sha256(table).hexdigest())
+    if fsync:
+        for folder in (layout.arrays, layout.root, layout.root.resolve().parent):
+            sync_folder(folder)
+    write_atomic(layout.store_json, info.to_bytes(), fsync=fsync)
+    return info
 
 
 def _refuse_existing(layout: Layout) -> None:

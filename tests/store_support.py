@@ -3,7 +3,9 @@
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +98,22 @@ def child_environment() -> dict[str, str]:
     """Environment of a test's subprocess: this repository and the tests importable, one thread."""
     paths = [str(REPO), str(REPO / "tests")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+class FailAt:
+    """Makes the k-th call of the wrapped functions raise; counts calls."""
+
+    def __init__(self, k: int, error: BaseException) -> None:
+        self.k, self.calls, self.error = k, 0, error
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: object, **kwargs: object) -> object:
+            self.calls += 1
+            if self.calls == self.k:
+                raise self.error
+            return function(*args, **kwargs)
+
+        return inner
 
 
 PYTHON = sys.executable

@@ -198,7 +198,7 @@ def test_bfloat16_rounds_to_nearest_even_and_is_exact_back(bits: list[int]) -> N
     np.testing.assert_array_equal(dtype.encode(back)[~np.isnan(x)], stored[~np.isnan(x)])
     fine = np.isfinite(x) & (np.abs(x) < 3e38) & (np.abs(x) > 1e-30)
     np.testing.assert_allclose(back[fine], x[fine], rtol=2.0**-8)
-    assert dtype.count_nonfinite(stored) == (int(np.isnan(x).sum()), int(np.isinf(back).sum()))
+    assert dtype.count_nonfinite(x, stored) == (int(np.isnan(x).sum()), int(np.isinf(back).sum()))
 
 
 def test_bfloat16_ties_go_to_even() -> None:

@@ -16,6 +16,7 @@ from store_support import (
     JOINED,
     PLAN,
     PYTHON,
+    FailAt,
     child_environment,
     complete_store,
     create,
@@ -237,7 +238,7 @@ def test_background_writer_makes_a_fast_producer_wait(tmp_path: Path, monkeypatc
     with create(tmp_path / "s", spec) as writer:
         real = writer.write_shard
 
-        def slow(shard: int, arrays: dict) -> object:
+        def slow(shard: int, arrays: dict, present: None = None) -> object:
             gate.wait(10)
             return real(shard, arrays)
 
@@ -307,22 +308,6 @@ def test_full_disk_leaves_a_readable_store_that_resumes(tmp_path: Path) -> None:
     assert tree_hashes(path) == tree_hashes(tmp_path / "t")
 
 
-class _FailAt:
-    """Makes the k-th call of the wrapped functions fail; counts calls."""
-
-    def __init__(self, k: int) -> None:
-        self.k, self.calls = k, 0
-
-    def wrap(self, function):
-        def inner(*args: object, **kwargs: object) -> object:
-            self.calls += 1
-            if self.calls == self.k:
-                raise OSError(errno.EIO, "injected")
-            return function(*args, **kwargs)
-
-        return inner
-
-
 def test_every_call_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The k-th open, write, rename or sync fails, for every k; the store stays readable and resumes bit-equal."""
     spec = small_spec(JOINED, n_samples=6)
@@ -333,7 +318,7 @@ def test_every_call_that_can_fail_fails_once(tmp_path: Path, monkeypatch: pytest
     while True:
         k += 1
         path = tmp_path / f"s{k}"
-        fail = _FailAt(k)
+        fail = FailAt(k, OSError(errno.EIO, "injected"))
         with monkeypatch.context() as patch:
             patch.setattr(fileio, "open_for_writing", fail.wrap(fileio.open_for_writing))
             patch.setattr(fileio, "rename", fail.wrap(fileio.rename))
