@@ -60,7 +60,23 @@ class ModelMismatch(ProbeError, ValueError):
 
 
 class NotEnoughSpace(ProbeError, OSError):
-    """The disk has less room than the store needs."""
+    """The disk has less room than the store needs; the message names cheaper settings with their sizes."""
+
+
+class NotEnoughMemory(ProbeError, MemoryError):
+    """The machine or the accelerator has less memory than the run needs."""
+
+
+class NotAMap(ProbeError, ValueError):
+    """Rows that have no place in an image were to be drawn as a map."""
+
+
+class ImageFileError(ProbeError, ValueError):
+    """An image, a mask or the table beside them cannot be read; the message names the file."""
+
+
+class ImageFolderNotFound(ProbeError, FileNotFoundError):
+    """There is no folder of images, or no image in it."""
 
 
 # Interventions

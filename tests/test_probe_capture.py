@@ -34,7 +34,7 @@ from probe.capture import (
     resolve_sites,
     store_spec,
 )
-from probe.capture.collect import sample_table
+from probe.capture.size import sample_table
 from probe.errors import (
     EmptyPrompts,
     InvalidPlan,

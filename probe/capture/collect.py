@@ -1,40 +1,41 @@
-"""Run a plan: generate, record every site at every step, write whole shards.
+"""Run a plan: bring its samples through the model, record every site at every step, write whole shards.
 
-A shard of samples is generated in the batches that the plan fixes, its images are saved, and then its
-activations are written and committed in the background while the next shard is generated. A shard whose
-commit record exists is complete, images included, so a run that was killed at any moment and is started again
-generates only the shards without one, and ends with the same bytes as a run that was never killed.
+A shard of samples is run in the batches that the plan fixes, its images are saved, and then its activations are
+written and committed in the background while the next shard is run. A shard whose commit record exists is complete,
+images included, so a run that was killed at any moment and is started again runs only the shards without one, and
+ends with the same bytes as a run that was never killed.
 """
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import torch
 from PIL import Image
 
 from activations_store import ActivationStore, AsyncShardWriter, StoreSpec, StoreWriter
 from activations_store.errors import StoreExists
-from probe.capture.estimate import human_bytes
+from probe.capture.generation import Generation
+from probe.capture.image_plan import ImagePlan
 from probe.capture.plan import CapturePlan
-from probe.capture.recorder import Recorder
-from probe.capture.shapes import store_spec
-from probe.capture.sites import Site, resolve_sites
-from probe.errors import ModelMismatch, NotEnoughSpace, UnsupportedSite
+from probe.capture.real_images import MASKS, RealImages
+from probe.capture.size import check_fits, disk_use, sample_table
+from probe.capture.source import Source, buffers_of, spec_of, store_record
+from probe.errors import ModelMismatch
 from probe.model.fingerprint import fingerprint, model_name
-from probe.model.generate import Progress, model_label, run_batch
+from probe.model.generate import Progress, model_label
 from probe.model.pipeline import Pipeline
 
 STORE_FILE = "store.json"
 IMAGES = "images"
+MAX_PENDING = 2
+"""Shards that may wait for the disk, beside the one being filled and the one being written."""
 
 
 def collect(
     pipe: Pipeline,
-    plan: CapturePlan,
+    plan: CapturePlan | ImagePlan,
     out: str | Path,
     *,
     progress: Progress | None = None,
@@ -45,8 +46,9 @@ def collect(
 
     Args:
         pipe: the plan's model.
-        plan: what to run (see ``CapturePlan``).
-        out: folder of the store; images go to ``<out>/images/000000.png`` and so on.
+        plan: what to run.
+        out: folder of the store; images go to ``<out>/images/000000.png`` and so on, masks of real images to
+            ``<out>/masks``.
         progress: called with (done, total) samples, those of an earlier run included.
         resume: continue a store of the same plan and model; if False an existing store is an error.
         save_images: overrides ``plan.images``.
@@ -55,40 +57,37 @@ def collect(
         The complete store.
 
     Raises:
-        ModelMismatch, UnknownSite, UnsupportedSite, InvalidPlan, NotEnoughSpace: before anything is
-            generated.
+        ModelMismatch, UnknownSite, UnsupportedSite, InvalidPlan, NotEnoughSpace, NotEnoughMemory: before anything
+            is run.
         activations_store.errors.StoreExists, PlanMismatch, SpecMismatch, FingerprintMismatch: the folder
-        holds another store. activations_store.errors.NonFiniteActivations: activations are not finite, or
-        overflow the stored dtype.
+            holds another store. activations_store.errors.NonFiniteActivations: activations are not finite, or
+            overflow the stored dtype, and the plan does not flag them.
     """
     out = Path(out)
-    images = plan.images if save_images is None else save_images
-    if model_name(plan.model) != model_name(pipe):
-        raise ModelMismatch(
-            f"collect: the plan is for model {plan.model!r}, but the pipeline is {model_label(pipe)}. "
-            "Load the plan's model, or make a new plan with CapturePlan.for_pipeline."
-        )
+    source = open_source(pipe, plan, images=save_images)
     if not resume and (out / STORE_FILE).exists():
         raise StoreExists(f"collect: there is a store in {str(out)!r} already. Choose another folder, or resume it.")
-    sites = resolve_sites(pipe, plan.sites)
-    spec = store_spec(pipe, plan)
-    writer = _open_writer(pipe, plan, spec, out, images)
+    spec = spec_of(source)
+    if not (out / STORE_FILE).exists():
+        check_fits(source, disk_use(source), out)
+    writer = _open_writer(source, spec, out)
     pending = writer.pending()
-    _check_space(spec, out, len(pending))
-    if images:
-        (out / IMAGES).mkdir(exist_ok=True)
-        for leftover in (out / IMAGES).glob("*.tmp"):
-            leftover.unlink()
+    check_fits(source, disk_use(source), out, share=len(pending) / spec.n_shards)
     done = spec.n_samples - sum(len(spec.shard_samples(shard)) for shard in pending)
-    with AsyncShardWriter(writer, max_pending=2) as background:
+    for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
+        _clean(out / folder)
+    with AsyncShardWriter(writer, max_pending=MAX_PENDING) as background:
         for shard in pending:
             samples = spec.shard_samples(shard)
-            buffers = _Buffers(spec, shard, sites)
+            buffers = buffers_of(source, spec, shard)
             for batch in plan.batches(samples):
-                pixels = _run(pipe, plan, buffers, batch)
-                if images:
+                buffers.begin(batch)
+                pixels = source.run(buffers.receive, batch)
+                buffers.end()
+                if pixels is not None:
                     for sample, image in zip(batch, pixels, strict=True):
                         _save_png(out / IMAGES / f"{sample:06d}.png", image)
+                source.save_extras(out, batch)
                 done += len(batch)
                 if progress is not None:
                     progress(done, spec.n_samples)
@@ -96,93 +95,67 @@ def collect(
     return ActivationStore.open(out)
 
 
-def sample_table(plan: CapturePlan) -> pa.Table:
-    """The plan's samples as the store keeps them: sample, prompt, seed and ``label_<factor>`` columns."""
-    columns: dict[str, pa.Array] = {
-        "sample": pa.array(range(len(plan.prompts)), pa.int64()),
-        "prompt": pa.array(plan.prompts, pa.string()),
-        "seed": pa.array(plan.seeds, pa.int64()),
-    }
-    columns |= {f"label_{factor}": pa.array(values, pa.string()) for factor, values in plan.labels.items()}
-    return pa.table(columns)
+def open_source(pipe: Pipeline, plan: CapturePlan | ImagePlan, *, images: bool | None = None) -> Source:
+    """The samples of a plan, ready to run. Costs one denoiser call on one sample.
 
-
-class _Buffers:
-    """A shard being filled: for each site an array (samples, steps, branches, tokens, channels)."""
-
-    def __init__(self, spec: StoreSpec, shard: int, sites: list[Site]) -> None:
-        self._first = spec.shard_samples(shard).start
-        self._branches = {branch: i for i, branch in enumerate(spec.branches)}
-        # bfloat16 has no numpy type; float32 holds it exactly, and the store narrows it.
-        numpy_type = {"float16": np.float16}.get(spec.sites[0].dtype, np.float32)
-        self._torch_type = {"float16": torch.float16}.get(spec.sites[0].dtype, torch.float32)
-        self.arrays = {str(site): np.empty(spec.shard_shape(str(site), shard), numpy_type) for site in sites}
-        self._steps = spec.n_steps
-        self._batch = range(0)
-        self._filled: dict[Site, set[int]] = {}
-
-    def begin(self, batch: range) -> None:
-        self._batch = range(batch.start - self._first, batch.stop - self._first)
-        self._filled = {}
-
-    def receive(
-        self,
-        site: Site,
-        step: int,
-        branches: tuple[str, ...],
-        rows: torch.Tensor,
-        grid: tuple[int, int] | None,
-    ) -> None:
-        steps = self._filled.setdefault(site, set())
-        if step in steps or rows.shape[0] != len(branches) * len(self._batch):
-            raise UnsupportedSite(
-                f"site {site}: at step {step} it gave {rows.shape[0]} maps"
-                + (" for a second time" if step in steps else "")
-                + f"; expected {len(branches)} x {len(self._batch)}, once."
-            )
-        steps.add(step)
-        kept = rows.to(self._torch_type).cpu().numpy().reshape(len(branches), len(self._batch), *rows.shape[1:])
-        window = slice(self._batch.start, self._batch.stop)
-        for i, branch in enumerate(branches):
-            if branch in self._branches:
-                self.arrays[str(site)][window, step, self._branches[branch]] = kept[i]
-
-    def end(self, sites: list[Site]) -> None:
-        for site in sites:
-            missing = self._steps - len(self._filled.get(site, ()))
-            if missing:
-                raise UnsupportedSite(f"site {site}: its module did not run at {missing} of {self._steps} steps.")
-
-
-def _run(pipe: Pipeline, plan: CapturePlan, buffers: _Buffers, batch: range) -> np.ndarray:
-    sites = [Site.parse(name) for name in buffers.arrays]
-    buffers.begin(batch)
-    chosen = slice(batch.start, batch.stop)
-    with Recorder(pipe, sites, buffers.receive):
-        images = run_batch(pipe, plan.prompts[chosen], plan.seeds[chosen], steps=plan.steps, guidance=plan.guidance)
-    buffers.end(sites)
-    return images
-
-
-def _open_writer(pipe: Pipeline, plan: CapturePlan, spec: StoreSpec, out: Path, images: bool) -> StoreWriter:
-    model = fingerprint(pipe)
-    record = plan.record() | {"images": images}
-    if (out / STORE_FILE).exists():
-        return StoreWriter.resume(out, spec=spec, fingerprint=model, plan=record)
-    return StoreWriter.create(out, spec, sample_table(plan), fingerprint=model, plan=record)
-
-
-def _check_space(spec: StoreSpec, out: Path, n_pending: int) -> None:
-    if spec.compression is not None or n_pending == 0:
-        return
-    needed = spec.n_bytes * n_pending / spec.n_shards
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise NotEnoughSpace(
-            f"collect: {human_bytes(needed)} are still to be written to {str(out)!r}, but only "
-            f"{human_bytes(free)} are free. "
-            "Record fewer samples, sites or branches, or choose another disk."
+    Raises:
+        ModelMismatch: the plan is for another model.
+        UnknownSite, UnsupportedSite, InvalidPlan: it does not fit this one.
+    """
+    if model_name(plan.model) != model_name(pipe):
+        raise ModelMismatch(
+            f"collect: the plan is for model {plan.model!r}, but the pipeline is {model_label(pipe)}. "
+            f"Load the plan's model, or make a new plan with {type(plan).__name__}.for_pipeline."
         )
+    if isinstance(plan, ImagePlan):
+        return RealImages(pipe, plan, images=images)
+    return Generation(pipe, plan, images=images)
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Values of a site that are not finite, by recorded step: int64 arrays (n_steps,).
+
+    Attributes:
+        nan: not a number.
+        inf: infinite, those by overflow included.
+        overflow: finite in the model, infinite in the stored dtype.
+    """
+
+    nan: np.ndarray
+    inf: np.ndarray
+    overflow: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return int(self.nan.sum() + self.inf.sum())
+
+
+def nonfinite(store: ActivationStore) -> dict[str, NonFinite]:
+    """Counts of values that are not finite in a store's committed shards, for each site that has any."""
+    found = {}
+    for site in store.sites:
+        entries = [store.record(shard).sites[site] for shard in store.committed]
+        counts = [np.sum([e[i] for e in ((x.nan, x.inf, x.overflow) for x in entries)], axis=0) for i in range(3)]
+        if entries and (counts[0].any() or counts[1].any()):
+            found[site] = NonFinite(*(c.astype(np.int64) for c in counts))
+    return found
+
+
+def _open_writer(source: Source, spec: StoreSpec, out: Path) -> StoreWriter:
+    model, record, flag = fingerprint(source.pipe), store_record(source), source.plan.on_nonfinite == "flag"
+    if (out / STORE_FILE).exists():
+        return StoreWriter.resume(out, spec=spec, fingerprint=model, plan=record, allow_nonfinite=flag)
+    table = sample_table(source.plan)
+    return StoreWriter.create(out, spec, table, fingerprint=model, plan=record, allow_nonfinite=flag)
+
+
+def _clean(folder: Path) -> None:
+    """Make a folder of images, without what a killed run left in it."""
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

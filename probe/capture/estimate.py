@@ -1,17 +1,34 @@
-"""Size and time of a collection, known before it starts."""
+"""Size, memory and time of a collection, known before it starts."""
 
 from __future__ import annotations
 
-import time
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
+from probe.capture.collect import open_source
+from probe.capture.image_plan import ImagePlan
+from probe.capture.memory import current_memory, peak_memory
 from probe.capture.plan import CapturePlan
-from probe.capture.shapes import store_spec
-from probe.model.generate import run_batch
+from probe.capture.size import (
+    Cheaper,
+    DiskUse,
+    buffer_bytes,
+    cheaper_settings,
+    check_fits,
+    disk_use,
+    human_bytes,
+    human_seconds,
+)
+from probe.capture.source import Source, spec_of
+from probe.errors import NotEnoughMemory
 from probe.model.pipeline import Pipeline
-
-_FEW, _MORE = 2, 4  # steps of the two timed batches: their difference is the cost of a step
+from probe.model.steps import denoiser
 
 
 @dataclass(frozen=True)
@@ -19,77 +36,119 @@ class Estimate:
     """What a collection will take.
 
     Attributes:
-        bytes_by_site: bytes of shards for each site.
-        total_bytes: bytes of the whole store, without the images.
-        seconds: expected wall time on this machine, if nothing else slows it.
+        bytes_by_site: bytes of shard files for each site.
+        disk: all files of the store by kind (see ``DiskUse``).
+        total_bytes: their sum, images and masks included.
+        seconds: expected wall time on this machine, if nothing else slows it and the disk keeps up.
+        host_peak_bytes: memory of this process at most, the model included; None where the system does not say.
+        device_peak_bytes: memory of the accelerator at most; None on a CPU.
         n_samples, n_steps, n_branches: size of the collection.
-        n_shards, n_files: files that will be written for the activations.
-        shard_bytes: bytes in memory for one shard; up to four are held at a time.
+        n_shards: shards of each site.
+        n_files: files of the store, images and masks included.
+        shard_bytes: bytes on disk of one shard of all sites.
+        cheaper: settings that would take less disk, each alone.
     """
 
     bytes_by_site: Mapping[str, int]
+    disk: DiskUse
     total_bytes: int
     seconds: float
+    host_peak_bytes: int | None
+    device_peak_bytes: int | None
     n_samples: int
     n_steps: int
     n_branches: int
     n_shards: int
     n_files: int
     shard_bytes: int
+    cheaper: tuple[Cheaper, ...]
 
     def __str__(self) -> str:
-        width = max(len(site) for site in self.bytes_by_site)
+        images = "without the images" if self.disk.images is None else f"images {human_bytes(self.disk.images)}"
+        rate = self.total_bytes / max(self.seconds, 1e-9)
+        rows = list(self.bytes_by_site.items())
+        rows.append(("records, metadata, samples", self.disk.records + self.disk.metadata + self.disk.samples))
+        width = max(len(name) for name, _ in rows)
+        host = "unknown" if self.host_peak_bytes is None else human_bytes(self.host_peak_bytes)
+        device = "" if self.device_peak_bytes is None else f", of the device {human_bytes(self.device_peak_bytes)}"
         lines = [
             f"{self.n_samples} samples x {self.n_steps} steps x {self.n_branches} branches: "
-            f"{human_bytes(self.total_bytes)} in {self.n_files} files, about {human_seconds(self.seconds)}"
+            f"{human_bytes(self.total_bytes)} in {self.n_files} files ({images}), about {human_seconds(self.seconds)}",
+            *(f"  {name:<{width}}  {human_bytes(size)}" for name, size in rows),
+            f"memory at most {host}{device}; the disk takes {human_bytes(rate)} a second",
         ]
-        lines += [f"  {site:<{width}}  {human_bytes(size)}" for site, size in self.bytes_by_site.items()]
+        if self.cheaper:
+            options = "; ".join(f"{c.setting} {human_bytes(c.total_bytes)}" for c in self.cheaper)
+            lines.append(f"cheaper, each alone: {options}")
         return "\n".join(lines)
 
 
-def estimate(pipe: Pipeline, plan: CapturePlan) -> Estimate:
-    """Size and time of a collection, from one denoiser call and two short timed batches.
+def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Path | None = None) -> Estimate:
+    """Size, memory and time of a collection, from a trial batch; nothing is written.
+
+    Args:
+        pipe: the plan's model.
+        plan: what would be collected.
+        out: where the store would lie. If given, a collection that does not fit its disk, or the memory, is refused.
 
     Raises:
         UnknownSite, UnsupportedSite, InvalidPlan: as ``collect`` would.
+        NotEnoughSpace: the store does not fit the disk of ``out``; cheaper settings are named with their sizes.
+        NotEnoughMemory: shards or the trial batch do not fit the memory.
     """
-    spec = store_spec(pipe, plan)
-    first = min(plan.batch_size, spec.samples_per_shard, len(plan.prompts))
-    few, more = (_timed(pipe, plan, first, steps) for steps in (_FEW, _MORE))
-    a_step = max(more - few, 0.0) / (_MORE - _FEW)
-    a_batch = max(few - _FEW * a_step, 0.0) + plan.steps * a_step
+    source = open_source(pipe, plan)
+    if out is not None:
+        check_fits(source, disk_use(source), Path(out))  # before the trial, which takes its time
+    batch = min(plan.batch_size, spec_of(source).samples_per_shard, plan.n_samples)
+    before, peak_before = current_memory(), peak_memory()
+    device = _device(source)
+    if device is not None:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        trial = source.trial(batch)
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory(
+            f"estimate: a batch of {batch} samples does not fit the memory of {device}; lower batch_size."
+        ) from error
+    per_sample = _png_bytes(trial.images) + trial.other_bytes
+    n_image_files = plan.n_samples * (trial.images is not None) + source.n_extra_files
+    use = disk_use(source, image_bytes=per_sample, n_image_files=n_image_files)
+    spec = spec_of(source)
+    if out is not None:
+        check_fits(source, use, Path(out))
+    host = None
+    if before is not None and peak_before is not None:
+        # What the batch needs is seen as a new peak, or lies below an earlier one, which then bounds it.
+        host = max(peak_memory() or 0, before) + buffer_bytes(spec, plan)
     return Estimate(
-        bytes_by_site=spec.bytes_by_site(),
-        total_bytes=spec.n_bytes,
-        seconds=a_batch * len(plan.prompts) / first,
+        bytes_by_site=use.by_site,
+        disk=use,
+        total_bytes=use.total,
+        seconds=trial.seconds * plan.n_samples / batch,
+        host_peak_bytes=host,
+        device_peak_bytes=None if device is None else torch.cuda.max_memory_allocated(device),
         n_samples=spec.n_samples,
         n_steps=spec.n_steps,
         n_branches=len(spec.branches),
         n_shards=spec.n_shards,
-        n_files=spec.n_files,
+        n_files=use.n_files,
         shard_bytes=spec.shard_bytes(),
+        cheaper=tuple(cheaper_settings(source, use.total - spec.n_bytes)),
     )
 
 
-def _timed(pipe: Pipeline, plan: CapturePlan, n: int, steps: int) -> float:
-    start = time.perf_counter()
-    run_batch(pipe, plan.prompts[:n], plan.seeds[:n], steps=steps, guidance=plan.guidance)
-    return time.perf_counter() - start
+def _device(source: Source) -> torch.device | None:
+    device = next(denoiser(source.pipe)[1].parameters()).device
+    return device if device.type == "cuda" else None
 
 
-def human_bytes(n: float) -> str:
-    """Such as ``"1.25 GB"`` (decimal units)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.4g} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Such as ``"3 min"``."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _png_bytes(images: np.ndarray | None) -> float:
+    """Mean size of images as PNG; 0 if there are none."""
+    if images is None:
+        return 0.0
+    sizes = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG")
+        sizes.append(file.tell())
+    return float(np.mean(sizes))

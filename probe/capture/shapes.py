@@ -1,8 +1,8 @@
-"""Shapes of sites, found by one denoiser call on one prompt, and the store that a plan needs."""
+"""Shapes of sites, seen in one denoiser call on one sample, and the store that a plan needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 
 from activations_store import SiteSpec, StoreSpec
 from probe.capture.plan import CapturePlan
-from probe.capture.recorder import Recorder
+from probe.capture.recorder import Receive, Recorder
+from probe.capture.recording import Recording
 from probe.capture.sites import Site, resolve_sites
+from probe.capture.tokens import TokenLayout
 from probe.errors import InvalidPlan, UnsupportedSite
 from probe.model.generate import call_kwargs, no_progress_bar
 from probe.model.pipeline import Pipeline
@@ -34,26 +36,75 @@ class SiteShape:
     grid: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What one denoiser call showed of a plan's sites.
+
+    Attributes:
+        shapes: of each site.
+        branches: guidance branches in the batch (see ``branch_layout``).
+        timesteps, log_snr: of all steps of the model's schedule, in sampling order.
+    """
+
+    shapes: Mapping[Site, SiteShape]
+    branches: tuple[str, ...]
+    timesteps: tuple[int | float, ...]
+    log_snr: tuple[float, ...]
+
+    def layouts(self, plan: Recording) -> dict[Site, TokenLayout]:
+        """Which rows of each site the plan keeps."""
+        return {
+            site: TokenLayout.choose(shape.tokens, shape.grid, keep=plan.tokens, seed=plan.token_seed, pool=plan.pool)
+            for site, shape in self.shapes.items()
+        }
+
+    def spec(self, plan: Recording, steps: Sequence[int]) -> StoreSpec:
+        """The store that a plan needs when these steps are kept.
+
+        Raises:
+            InvalidPlan: a branch is not computed.
+        """
+        missing = [branch for branch in plan.branches if branch not in self.branches]
+        if missing:
+            guidance = getattr(plan, "guidance", 1.0)
+            raise InvalidPlan(
+                f"plan: branch {', '.join(missing)} is not computed at guidance {guidance:g} by this pipeline, which "
+                f"runs {', '.join(self.branches)}. Record branches={self.branches!r}, or raise the guidance scale "
+                "above 1."
+            )
+        layouts = self.layouts(plan)
+        return StoreSpec.plan(
+            tuple(
+                SiteSpec(str(site), layout.n_recorded, self.shapes[site].channels, layout.recorded_grid, plan.dtype)
+                for site, layout in layouts.items()
+            ),
+            plan.n_samples,
+            tuple(self.timesteps[step] for step in steps),
+            tuple(self.log_snr[step] for step in steps),
+            plan.branches,
+            plan.compression,
+            max_samples_per_shard=plan.max_samples_per_shard,
+        )
+
+
 class _FirstCallDone(Exception):
-    """Ends the probing generation after its first denoiser call."""
+    """Ends the observed generation after its first denoiser call."""
 
 
-def probe_shapes(
-    pipe: Pipeline, sites: Sequence[Site], *, prompt: str, steps: int, guidance: float
+def observe_sites(
+    sites: Sequence[Site], run: Callable[[Receive], None]
 ) -> tuple[dict[Site, SiteShape], tuple[str, ...]]:
-    """Run the pipeline up to the end of its first denoiser call and look at the sites.
+    """Shapes of sites and branches of the batch, from one denoiser call on one sample.
 
-    Afterwards the scheduler holds the timesteps of this generation.
-
-    Returns:
-        The shape of each site, and the guidance branches in the batch (see ``branch_layout``).
+    Args:
+        sites: what to look at.
+        run: makes the call with a recorder that hands tensors to what it is given.
 
     Raises:
-        UnsupportedSite: a site did not fire, fired more than once in the call, or its tensor is not a batch
-            of maps.
+        UnsupportedSite: a site did not fire, fired more than once, or its tensor is not a batch of maps.
     """
     shapes: dict[Site, SiteShape] = {}
-    layout: list[tuple[str, ...]] = []
+    found: list[tuple[str, ...]] = []
 
     def receive(
         site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
@@ -62,29 +113,53 @@ def probe_shapes(
             raise UnsupportedSite(f"site {site}: its module runs more than once in a step; choose a module inside it.")
         if rows.shape[0] != len(branches):
             raise UnsupportedSite(
-                f"site {site}: its tensor has batch {rows.shape[0]} for one prompt with branches "
-                f"{'+'.join(branches)}; "
-                f"expected {len(branches)}."
+                f"site {site}: its tensor has batch {rows.shape[0]} for one sample with branches "
+                f"{'+'.join(branches)}; expected {len(branches)}."
             )
         shapes[site] = SiteShape(int(rows.shape[1]), int(rows.shape[2]), grid)
-        layout.append(branches)
+        found.append(branches)
+
+    run(receive)
+    silent = [str(site) for site in sites if site not in shapes]
+    if silent:
+        raise UnsupportedSite(f"These modules do not run in a denoiser call of this pipeline: {', '.join(silent)}.")
+    return {site: shapes[site] for site in sites}, found[0]
+
+
+def observe_generation(pipe: Pipeline, plan: CapturePlan) -> Observed:
+    """Run the plan's first sample up to the end of its first denoiser call.
+
+    Raises:
+        UnknownSite, UnsupportedSite: a site does not exist or cannot be recorded.
+        InvalidPlan: the scheduler calls the denoiser more than once at a timestep.
+    """
+    sites = resolve_sites(pipe, plan.sites)
 
     def stop(*_: Any) -> None:
         raise _FirstCallDone
 
-    _, module = denoiser(pipe)
-    with Recorder(pipe, sites, receive), no_progress_bar(pipe):
-        handle = module.register_forward_hook(stop)
-        try:
-            pipe(**call_kwargs(pipe, [prompt], [0], steps=steps, guidance=guidance))
-        except _FirstCallDone:
-            pass
-        finally:
-            handle.remove()
-    silent = [str(site) for site in sites if site not in shapes]
-    if silent:
-        raise UnsupportedSite(f"These modules do not run in a denoiser call of this pipeline: {', '.join(silent)}.")
-    return shapes, layout[0]
+    def run(receive: Receive) -> None:
+        kwargs = call_kwargs(pipe, plan.prompts[:1], [0], steps=plan.steps, guidance=plan.guidance)
+        _, module = denoiser(pipe)
+        with Recorder(pipe, sites, receive), no_progress_bar(pipe):
+            # At the end of the denoiser, not after the last site: a site that fires twice has to be noticed.
+            handle = module.register_forward_hook(stop)
+            try:
+                pipe(**kwargs)
+            except _FirstCallDone:
+                pass
+            finally:
+                handle.remove()
+
+    shapes, branches = observe_sites(sites, run)
+    timesteps, log_snr = schedule_of(pipe.scheduler)
+    if len(set(timesteps)) != len(timesteps):
+        raise InvalidPlan(
+            f"plan: {type(pipe.scheduler).__name__} calls the denoiser several times at one timestep, so a step has "
+            "no single activation. Use a scheduler with one call a step, such as "
+            "DDIMScheduler.from_config(pipe.scheduler.config)."
+        )
+    return Observed(shapes, branches, timesteps, log_snr)
 
 
 def store_spec(pipe: Pipeline, plan: CapturePlan) -> StoreSpec:
@@ -95,32 +170,4 @@ def store_spec(pipe: Pipeline, plan: CapturePlan) -> StoreSpec:
         InvalidPlan: the plan's branches are not those that run at its guidance scale, or the scheduler calls
             the denoiser more than once at a timestep.
     """
-    sites = resolve_sites(pipe, plan.sites)
-    shapes, found = probe_shapes(pipe, sites, prompt=plan.prompts[0], steps=plan.steps, guidance=plan.guidance)
-    missing = [branch for branch in plan.branches if branch not in found]
-    if missing:
-        raise InvalidPlan(
-            f"plan: branch {', '.join(missing)} is not computed at guidance {plan.guidance:g} by this "
-            "pipeline, which runs "
-            f"{', '.join(found)}. Record branches={found!r}, or raise the guidance scale above 1."
-        )
-    timesteps, log_snr = schedule_of(pipe.scheduler)
-    if len(set(timesteps)) != len(timesteps):
-        raise InvalidPlan(
-            f"plan: {type(pipe.scheduler).__name__} calls the denoiser several times at one timestep, so a "
-            "step has no "
-            "single activation. Use a scheduler with one call a step, such as "
-            "DDIMScheduler.from_config(pipe.scheduler.config)."
-        )
-    specs = tuple(
-        SiteSpec(str(site), shapes[site].tokens, shapes[site].channels, shapes[site].grid, plan.dtype) for site in sites
-    )
-    return StoreSpec.plan(
-        specs,
-        len(plan.prompts),
-        timesteps,
-        log_snr,
-        plan.branches,
-        plan.compression,
-        max_samples_per_shard=plan.max_samples_per_shard,
-    )
+    return observe_generation(pipe, plan).spec(plan, plan.kept_steps)
