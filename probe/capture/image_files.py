@@ -98,12 +98,12 @@ def load_image(folder: str | Path, name: str, sha256: str, size: int) -> np.ndar
             f"images: {name} changed since the plan was made (SHA-256 {found[:12]}, expected {sha256[:12]}). Restore "
             "it, or make a new plan."
         )
-    return np.asarray(_square(path, name, "RGB", size, Image.Resampling.LANCZOS))
+    return np.array(_square(path, name, "RGB", size, Image.Resampling.LANCZOS))
 
 
 def load_mask(folder: str | Path, name: str, size: int) -> np.ndarray:
     """A mask cropped and scaled as its image, nearest pixel: uint8 (size, size)."""
-    return np.asarray(_square(_inside(Path(folder), name), name, "L", size, Image.Resampling.NEAREST))
+    return np.array(_square(_inside(Path(folder), name), name, "L", size, Image.Resampling.NEAREST))
 
 
 def _square(path: Path, name: str, mode: str, size: int, resampling: Image.Resampling) -> Image.Image:
