@@ -144,7 +144,7 @@ def test_bad_scores():
         saeuron(scores, "star", dictionary=dictionary(), site="mid_block", setting=Setting(n_features=99))
     with pytest.raises(InvalidRequest, match="n_features"):
         Setting(n_features=0)
-    subset = SimpleNamespace(
+    subset: Any = SimpleNamespace(
         concepts=scores.concepts,
         mu=scores.mu,
         mean_activation=scores.mean_activation,

@@ -16,7 +16,7 @@ from probe.canvas.train.renders import TEST_SEED, cached_renders, to_float
 from probe.canvas.train.text import canvas_tokenizer
 from probe.canvas.world import FACTORS
 
-DEFAULTS = {"steps": 20, "guidance": 2.0}  # read by probe.model.generation_defaults
+DEFAULTS = {"steps": 10, "guidance": 2.0}  # read by probe.model.generation_defaults
 CLEAN_FLAGGED = 0.01  # share of clean images that the artifact threshold flags
 
 

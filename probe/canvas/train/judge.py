@@ -2,7 +2,9 @@
 
 A batch is one third renders, one third autoencoder reconstructions (of latents with a little noise), one third wrecks
 (``wrecks``); the first two are shifted, blurred, tinted and speckled a little at random. Samples of the diffusion
-model are never used. The factor heads learn from the first two thirds only; the artifact head from all.
+model are never used. The factor heads learn from the first two thirds only; the artifact head from all. The renders are
+of all combinations, those held out of the generator's training included: a judge that had never seen a watercolor key
+would score its own generalisation instead of the generator's.
 
 Calibration (Guo et al., 2017): one temperature a head, minimising the likelihood loss on renders and reconstructions
 of a seed that training does not see. The artifact threshold is the 99 % quantile of the score on the same images.
@@ -50,7 +52,7 @@ class JudgeTask:
         return JudgeNet()
 
     def prepare(self, device: torch.device) -> None:
-        self.images, self.labels = cached_renders(self.work, self.n_renders)
+        self.images, self.labels = cached_renders(self.work, self.n_renders, split="all")
         vae = AutoencoderTiny.from_pretrained(self.autoencoder, local_files_only=True)
         assert isinstance(vae, AutoencoderTiny)
         self.vae = vae.eval().requires_grad_(False)
