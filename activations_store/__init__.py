@@ -7,10 +7,12 @@ package imports numpy and a checksum, nothing heavy.
 
 from . import errors
 from .background import AsyncShardWriter
+from .export_files import export
 from .leftovers import gc
 from .loader import RowBatch, RowLoader
 from .quality import ShuffleQuality, effective_batch_size, shuffle_quality
 from .records import CommitRecord, SiteRecord
+from .rewrite import merge, subset
 from .site_view import SiteView
 from .spec import SiteSpec, StoreSpec
 from .statistics import SiteStatistics
@@ -34,6 +36,9 @@ __all__ = [
     "StoreWriter",
     "effective_batch_size",
     "errors",
+    "export",
     "gc",
+    "merge",
     "shuffle_quality",
+    "subset",
 ]

@@ -241,8 +241,9 @@ class ActivationStore:
         return reader
 
     def close(self) -> None:
-        """Close shard files that are open; the store stays usable."""
+        """Forget records and shard files that are open; the store stays usable, and sees replaced shards."""
         self._readers.clear()
+        self._record.cache_clear()
         for group in self._groups.values():
             group.close()
 

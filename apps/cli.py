@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from apps.commands import app, bench, collect, demo, features, generate, steer, train, unlearn
+from apps.commands import app, bench, collect, demo, features, generate, steer, store, train, unlearn
 
 PACKAGES = ("activations_store", "apps", "probe", "sae")
 FAILED, INTERRUPTED = 2, 130
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, collect, train, features, steer, unlearn, generate, bench, app):
+    for module in (demo, collect, train, features, steer, unlearn, generate, store, bench, app):
         module.add_parser(commands)
     return parser
 

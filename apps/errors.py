@@ -36,5 +36,9 @@ class NoJudge(AppError, FileNotFoundError):
     """The judge's weights are not part of this installation, or the judge does not know the model."""
 
 
+class CannotRepair(AppError, RuntimeError):
+    """A store's damage cannot be mended by collecting shards again."""
+
+
 class MissingExtra(AppError, ImportError):
     """A command needs an optional dependency that is not installed."""

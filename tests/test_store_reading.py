@@ -123,8 +123,8 @@ def test_torch_rows_are_the_rows(store: ActivationStore) -> None:
 
 
 def test_coordinates_are_known_without_reading(store: ActivationStore) -> None:
-    for options in ({}, {"rank": 1, "world": 3}, {"pool_rows": 50}):
-        with RowLoader(store, JOINED.name, 30, seed=4, **options) as loader:
+    for rank, world, pool_rows in ((0, 1, 65536), (1, 3, 65536), (0, 1, 50)):
+        with RowLoader(store, JOINED.name, 30, seed=4, rank=rank, world=world, pool_rows=pool_rows) as loader:
             for position, batch in enumerate(islice(loader, 45)):  # more than an epoch
                 np.testing.assert_array_equal(loader.coordinates(position), np.stack(batch[1:]))
 

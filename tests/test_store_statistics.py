@@ -24,6 +24,7 @@ def test_statistics_are_those_of_numpy(tmp_path: Path, site: SiteSpec) -> None:
     spec = small_spec(site)
     store = complete_store(tmp_path / "s", spec)
     found = store.statistics(site.name)
+    assert found.covariance is not None
     for step, rows in enumerate(by_step(site_values(spec, site.name))):
         assert (found.n_rows[step], found.n_skipped[step]) == (len(rows), 0)
         np.testing.assert_allclose(found.mean[step], rows.mean(0), rtol=1e-12, atol=1e-9)
