@@ -300,3 +300,46 @@ class TestMistakes:
         base = ("generate", "--model", tiny_folder, "--prompt", "a red star", "--out", out)
         assert "--device quantum" in complaint(capsys, *base, "--device", "quantum")
         assert "seeds are whole numbers" in complaint(capsys, *base, "--seeds", "-1")
+
+
+def test_real_images_are_collected_and_trained_on(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from activations_store import ActivationStore
+
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8))
+        picture.save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    out = tmp_path / "run"
+    arguments = ["collect", "--model", tiny_folder, "--sites", "mid_block", "--images", tmp_path / "photos"]
+    arguments += ["--log-snr", "-3", "1.5", "--tokens", "8", "--out", out]
+    assert main([str(a) for a in [*arguments, "--dry-run"]]) == 0 and not out.exists()
+    assert "4 samples x 2 steps x 1 branches" in capsys.readouterr().out
+    assert main([str(a) for a in arguments]) == 0
+    assert "log-SNR -3, 1.5" in capsys.readouterr().out
+    store = ActivationStore.open(out / "store")
+    assert store.site(SITE).spec.tokens == 8 and list(store.labels("folder")) == ["a", "a", "b", "b"]
+    assert main(["train", str(out), "--d-sae", "32", "--k", "4", "--rows", "64", "--batch-size", "16"]) == 0
+    message = complaint(capsys, *arguments, "--steps", "3")
+    assert "--steps is for generated images" in message
+    message = complaint(capsys, *arguments[:7], "--out", tmp_path / "other")
+    assert "--images needs --log-snr" in message
+    message = complaint(capsys, *arguments[:5], "--log-snr", "0", "--out", tmp_path / "other")
+    assert "give --images FOLDER too" in message
+
+
+def test_recorded_steps_and_flags_reach_the_store(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    from activations_store import ActivationStore
+
+    arguments = ["collect", "--model", tiny_folder, "--sites", "mid_block", "--prompts", prompts, "--no-images"]
+    arguments += ["--record-steps", "1,3", "--pool", "mean", "--on-nonfinite", "flag", "--out", tmp_path / "run"]
+    assert main([str(a) for a in arguments]) == 0
+    store = ActivationStore.open(tmp_path / "run" / "store")
+    assert store.spec.n_steps == 2 and store.site(SITE).spec.tokens == 1
+    assert store.plan["record_steps"] == [1, 3] and store.plan["on_nonfinite"] == "flag"
+    assert not (tmp_path / "run" / "store" / "images").exists()

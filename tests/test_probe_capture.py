@@ -174,7 +174,7 @@ def test_plan_round_trip_and_hash(tiny_pipe):
         ({"labels": {"object": ("star",)}}, InvalidPlan, "label 'object' has 1 values"),
         ({"labels": {"a/b": ("x", "y")}}, InvalidPlan, "not a plain name"),
         ({"steps": 0}, InvalidPlan, "steps must be an integer of at least 1, got 0"),
-        ({"dtype": "int8"}, InvalidPlan, "dtype 'int8'"),
+        ({"dtype": "int4"}, InvalidPlan, "dtype 'int4'"),
         ({"branches": ("both",)}, InvalidPlan, "expected one or both of uncond, cond"),
         ({"guidance": float("nan")}, InvalidPlan, "guidance"),
         ({"sites": ()}, InvalidPlan, "no sites"),

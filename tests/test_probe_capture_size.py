@@ -45,8 +45,9 @@ def bytes_on_disk(folder: Path) -> int:
         {"dtype": "float32", "branches": ("cond",), "images": False},
         {"record_steps": (0, 2), "tokens": 5},
         {"pool": "mean", "n": 24, "batch_size": 8},
+        {"dtype": "int8", "n": 16},
     ],
-    ids=["plain", "many shards", "float32", "steps and tokens", "pooled"],
+    ids=["plain", "many shards", "float32", "steps and tokens", "pooled", "int8"],
 )
 def test_disk_is_predicted_within_a_tenth(tiny_pipe, tmp_path, changes):
     plan = make_plan(tiny_pipe, **changes)
@@ -75,9 +76,10 @@ def test_cheaper_settings_have_the_sizes_they_would_have(tiny_pipe):
     plan = make_plan(tiny_pipe, n=64, steps=4, dtype="float32", images=False)
     found = {c.setting: c.total_bytes for c in estimate(tiny_pipe, plan).cheaper}
     now = estimate(tiny_pipe, plan).total_bytes
-    assert set(found) == {"2 of the 4 steps", "branches=('cond',)", "dtype='float16'", "pool='mean'"}
+    assert set(found) == {"2 of the 4 steps", "branches=('cond',)", "dtype='float16'", "dtype='int8'", "pool='mean'"}
     for setting, changes in [
         ("dtype='float16'", {"dtype": "float16"}),
+        ("dtype='int8'", {"dtype": "int8"}),
         ("pool='mean'", {"pool": "mean"}),
         ("branches=('cond',)", {"branches": ("cond",)}),
         ("2 of the 4 steps", {"record_steps": (0, 2)}),
@@ -273,7 +275,7 @@ def spoiled(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "overflow"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "int8"])
 def test_values_that_are_not_finite(kind, dtype, tmp_path):
     pipe = spoiled(kind)
     harmless = kind == "overflow" and dtype != "float16"

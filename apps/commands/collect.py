@@ -6,16 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.commands._options import Commands, add_command, add_model, add_sampling, load_model
+from apps.commands._options import (
+    Commands,
+    add_command,
+    add_model,
+    add_sampling,
+    load_model,
+    positive,
+    steps_range,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from probe.capture import CapturePlan
+    from probe.capture import CapturePlan, ImagePlan
 
 _EXAMPLE = """
 denoscope collect --model canvas --sites mid_block up_blocks.1 --prompts canvas:200 --steps 20 --out runs/x
-denoscope collect --sites 'up_blocks.*.attentions.*' --prompts prompts.csv --out runs/y --dry-run
+denoscope collect --sites 'up_blocks.*.attentions.*' --prompts prompts.csv --tokens 64 --out runs/y --dry-run
+denoscope collect --sites mid_block --images photos --log-snr -4 -1 2 --out runs/z
 """
 
 
@@ -26,9 +35,9 @@ def add_parser(commands: Commands) -> None:
         "collect",
         run,
         summary="record activations into a store",
-        about="Generate images and record what the model computes at some sites, at every step, into OUT/store. "
-        "Size and "
-        "expected time are printed first. A run that was stopped goes on when the same command is given again.",
+        about="Generate images, or take real ones, and record what the model computes at some sites into OUT/store. "
+        "Size, memory and expected time are printed first, and what does not fit is refused. A run that was stopped "
+        "goes on when the same command is given again.",
         example=_EXAMPLE,
         resumable=True,
     )
@@ -37,59 +46,61 @@ def add_parser(commands: Commands) -> None:
         "--sites", nargs="+", required=True, metavar="SITE", help="such as mid_block, up_blocks.1:delta"
     )
     parser.add_argument(
-        "--prompts", default="canvas:200", help="canvas:N for N balanced captions, or a .txt, .csv, .jsonl file"
+        "--prompts", help="canvas:N for N balanced captions, or a .txt, .csv, .jsonl file (default: canvas:200)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the others count up")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image's noise; the others count up")
     add_sampling(parser)
-    parser.add_argument(
-        "--branches", nargs="+", choices=("uncond", "cond"), help="guidance branches to keep (default: all)"
-    )
-    parser.add_argument(
-        "--dtype", default="float16", choices=("float16", "float32", "bfloat16"), help="stored number format"
-    )
-    parser.add_argument("--compression", choices=("zstd",), help="compress the store (default: not)")
-    parser.add_argument("--no-images", action="store_true", help="do not save the generated images")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--dry-run", action="store_true", help="print size and time, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print size, memory and time, write nothing")
+
+    kept = parser.add_argument_group("what is kept")
+    kept.add_argument("--record-steps", type=steps_range, metavar="STEPS", help="such as 0-4,10 (default: all)")
+    kept.add_argument("--branches", nargs="+", choices=("uncond", "cond"), help="guidance branches (default: all)")
+    kept.add_argument("--tokens", type=positive, metavar="N", help="the same N tokens of every map (default: all)")
+    kept.add_argument("--token-seed", type=int, default=0, help="decides which tokens --tokens keeps")
+    kept.add_argument("--pool", choices=("mean", "max"), help="one row a map, pooled over its tokens")
+    kept.add_argument(
+        "--dtype", default="float16", choices=("float16", "float32", "bfloat16", "int8"), help="stored number format"
+    )
+    kept.add_argument("--compression", choices=("zstd",), help="compress the store (default: not)")
+    kept.add_argument("--no-images", action="store_true", help="do not save the images")
+    kept.add_argument(
+        "--on-nonfinite", choices=("refuse", "flag"), default="refuse", help="NaN, infinity, overflow of the dtype"
+    )
+
+    real = parser.add_argument_group("real images instead of prompts")
+    real.add_argument("--images", type=Path, metavar="FOLDER", help="images, with or without a metadata.csv")
+    real.add_argument("--log-snr", type=float, nargs="+", metavar="L", help="noise levels: log(signal^2 / noise^2)")
+    real.add_argument("--invert", type=positive, metavar="N", help="DDIM inversion in N steps, instead of added noise")
+    real.add_argument("--max-images", type=positive, metavar="N", help="the first N images only")
 
 
 def run(options: argparse.Namespace) -> None:
     """Plan, estimate, collect."""
     from apps.errors import InvalidOption
     from apps.progress import Clock, bar
-    from apps.prompts import counts, prompts_from
+    from apps.prompts import counts
     from apps.runs import STORE_MARK, Run
-    from probe.capture import CapturePlan, collect, estimate
-    from probe.capture.estimate import human_bytes
+    from probe.capture import ImagePlan, collect, estimate, nonfinite
+    from probe.capture.size import human_bytes
 
     if options.seed < 0:
         raise InvalidOption(f"--seed {options.seed}: expected a whole number from 0.")
-    prompts = prompts_from(options.prompts)  # before the model: a wrong file should not cost its loading
-    pipe = load_model(options)
-    plan = CapturePlan.for_pipeline(
-        pipe,
-        options.sites,
-        prompts.prompts,
-        seeds=prompts.seeds,
-        first_seed=options.seed,
-        labels=prompts.labels,
-        steps=options.steps,
-        guidance=options.guidance,
-        branches=options.branches,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        compression=options.compression,
-        images=not options.no_images,
-    )
+    plan, pipe = _plan(options)
     target = Run(options.out)
-    print(f"model {plan.model}, {plan.steps} steps, guidance {plan.guidance:g}, sites {', '.join(plan.sites)}")
+    what = (
+        f"log-SNR {', '.join(f'{level:g}' for level in plan.log_snr)}"
+        if isinstance(plan, ImagePlan)
+        else (f"{plan.steps} steps, guidance {plan.guidance:g}")
+    )
+    print(f"model {plan.model}, {what}, sites {', '.join(plan.sites)}")
     if plan.labels:
         print(f"labels: {counts(plan.labels)}")
     started = (target.store / STORE_MARK).is_file()
     if started:
         check_same_plan(pipe, plan, target.store)
     if not started or options.dry_run:
-        print(estimate(pipe, plan))
+        print(estimate(pipe, plan, None if started else target.store))
     if options.dry_run:
         return
     clock = Clock()
@@ -97,10 +108,60 @@ def run(options: argparse.Namespace) -> None:
         store = collect(pipe, plan, target.store, progress=progress)
     size = human_bytes(store.spec.n_bytes)
     print(f"{store.n_committed_samples} samples, {size} in {target.store} ({clock})")
+    for site, found in nonfinite(store).items():
+        print(
+            f"flagged at {site}: {found.nan.sum()} NaN, {found.inf.sum()} infinite, of which {found.overflow.sum()} "
+            f"too large for {plan.dtype}; at steps {', '.join(map(str, (found.nan + found.inf).nonzero()[0]))}"
+        )
     print(f"next: denoscope train {target.store} --site {store.sites[0]}")
 
 
-def check_same_plan(pipe: DiffusionPipeline, plan: CapturePlan, store_path: Path) -> None:
+def _plan(options: argparse.Namespace) -> tuple[CapturePlan | ImagePlan, DiffusionPipeline]:
+    """The plan that the options mean, and its model. Files are read before the model is loaded."""
+    from apps.errors import InvalidOption
+    from apps.prompts import prompts_from
+    from probe.capture import CapturePlan, ImagePlan, read_images
+
+    kept = {name: getattr(options, name) for name in ("dtype", "compression", "tokens", "token_seed", "pool")}
+    kept |= {"batch_size": options.batch_size, "images": not options.no_images, "on_nonfinite": options.on_nonfinite}
+    if options.images is None:
+        given = [o for o in ("log_snr", "invert", "max_images") if getattr(options, o) is not None]
+        if given:
+            raise InvalidOption(f"--{given[0].replace('_', '-')} is for real images; give --images FOLDER too.")
+        prompts = prompts_from(options.prompts or "canvas:200")
+        pipe = load_model(options)
+        return CapturePlan.for_pipeline(
+            pipe,
+            options.sites,
+            prompts.prompts,
+            seeds=prompts.seeds,
+            first_seed=options.seed,
+            labels=prompts.labels,
+            steps=options.steps,
+            guidance=options.guidance,
+            branches=options.branches,
+            record_steps=options.record_steps,
+            **kept,
+        ), pipe
+    for name in ("prompts", "steps", "guidance", "record_steps"):
+        if getattr(options, name) is not None:
+            raise InvalidOption(
+                f"--{name.replace('_', '-')} is for generated images; with --images, prompts come from the folder's "
+                "metadata.csv and steps are the levels of --log-snr."
+            )
+    if not options.log_snr:
+        raise InvalidOption("--images needs --log-snr: the noise levels to record at, such as --log-snr -4 -1 2.")
+    images = read_images(options.images, limit=options.max_images)
+    pipe = load_model(options)
+    if options.invert is not None:
+        kept |= {"mode": "invert", "inversion_steps": options.invert}
+    branches = tuple(options.branches or ("cond",))
+    return ImagePlan.for_pipeline(
+        pipe, options.sites, images, options.log_snr, first_seed=options.seed, branches=branches, **kept
+    ), pipe
+
+
+def check_same_plan(pipe: DiffusionPipeline, plan: CapturePlan | ImagePlan, store_path: Path) -> None:
     """Say how far an earlier run of this plan came.
 
     Raises:

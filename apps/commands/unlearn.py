@@ -117,6 +117,7 @@ def unlearn_targets(
     from apps import unlearning
     from apps.checks import check_dictionary, check_model
     from apps.commands.features import bundle_of
+    from apps.errors import InvalidOption
     from apps.progress import bar
     from apps.stages import Stages, file_hash
     from sae import load_sae
@@ -128,7 +129,13 @@ def unlearn_targets(
     check_dictionary(sae, folder, store)
     check_model(pipe, store.fingerprint, store.path)
     bundle = bundle_of(target_run, name, store)
-    sampling = unlearning.Sampling(store.spec.n_steps, float(store.plan["guidance"]), options.batch_size)
+    if "guidance" not in store.plan:
+        raise InvalidOption(
+            f"unlearn: {str(store.path)!r} was collected from real images, so it does not say how the model draws; "
+            "collect from prompts."
+        )
+    # The store may hold fewer steps than its generations had.
+    sampling = unlearning.Sampling(int(store.plan["steps"]), float(store.plan["guidance"]), options.batch_size)
     grid = unlearning.scored_grid(options.seeds)
     seen = set(grid.prompts) | set(store.samples.column("prompt").to_pylist())
     with bar("unedited") as progress:

@@ -73,7 +73,7 @@ class ImagePlan(Recording):
         cls,
         pipe: Pipeline,
         sites: str | Site | Iterable[str | Site],
-        images: ImageSet,
+        source: ImageSet,
         log_snr: Sequence[float],
         *,
         first_seed: int = 0,
@@ -84,7 +84,7 @@ class ImagePlan(Recording):
         Args:
             pipe: the pipeline that will be run.
             sites: site names as people type them (see ``resolve_sites``).
-            images: from ``read_images``.
+            source: the images, from ``read_images``.
             log_snr: noise levels, in any order.
             first_seed: seed of the first image's noise; the others count up.
             **options: ``mode``, ``inversion_steps`` and the fields of ``Recording``.
@@ -93,17 +93,17 @@ class ImagePlan(Recording):
             InvalidRequest: the model's schedule does not reach a level.
         """
         noise_levels(pipe.scheduler, log_snr)
-        n = len(images.files)
+        n = len(source.files)
         return cls(
             model=model_name(pipe),
             sites=tuple(str(site) for site in resolve_sites(pipe, sites)),
-            prompts=images.prompts,
+            prompts=source.prompts,
             seeds=tuple(range(first_seed, first_seed + n)),
-            labels=images.labels,
-            folder=str(images.folder),
-            files=images.files,
-            sha256=images.sha256,
-            masks=images.masks,
+            labels=source.labels,
+            folder=str(source.folder),
+            files=source.files,
+            sha256=source.sha256,
+            masks=source.masks,
             log_snr=tuple(log_snr),
             **options,
         )

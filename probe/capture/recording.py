@@ -20,7 +20,7 @@ from probe.capture.tokens import POOLS
 from probe.errors import EmptyPrompts, InvalidPlan
 from probe.model.steps import BRANCHES
 
-DTYPES = ("float16", "float32", "bfloat16")
+DTYPES = ("float16", "float32", "bfloat16", "int8")
 ON_NONFINITE = ("refuse", "flag")
 _MAX_SEED = 2**63 - 1
 
@@ -35,7 +35,7 @@ class Recording:
         prompts: one for each sample.
         seeds: seed of each sample's noise.
         labels: for each labelled factor, one value a sample.
-        dtype: stored type, ``float16``, ``float32`` or ``bfloat16``.
+        dtype: stored type, ``float16``, ``float32``, ``bfloat16``, or ``int8`` with a scale a row.
         batch_size: samples in one call of the pipeline.
         branches: guidance branches to keep, of ``uncond`` and ``cond``.
         compression: None, or ``zstd``.
@@ -128,7 +128,8 @@ class Recording:
         """Type in which a shard waits in memory to be written.
 
         float16 where it is the stored type and anything that overflows is refused at once. To count overflow the
-        writer has to see the values before they are rounded, and bfloat16 has no numpy type: both wait as float32.
+        writer has to see the values before they are rounded, bfloat16 has no numpy type, and int8 takes its scale
+        from the whole row: these wait as float32.
         """
         return "float16" if self.dtype == "float16" and self.on_nonfinite == "refuse" else "float32"
 

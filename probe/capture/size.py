@@ -113,8 +113,8 @@ def cheaper_settings(source: Source, rest: int = 0) -> list[Cheaper]:
         tried.append((f"{len(kept)} of the {len(steps)} steps", plan, kept))
     if len(plan.branches) > 1:
         tried.append(("branches=('cond',)", replace(plan, branches=("cond",)), steps))
-    if plan.dtype == "float32":
-        tried.append(("dtype='float16'", replace(plan, dtype="float16"), steps))
+    for dtype in ("float16", "int8")[plan.dtype != "float32" :]:
+        tried.append((f"dtype='{dtype}'", replace(plan, dtype=dtype), steps))
     most = max(shape.tokens for shape in shapes.values())
     if plan.pool is None:
         for n in (256, 64, 16):
