@@ -5,6 +5,9 @@ Train with `train`, measure with `evaluate`, score concepts with `score_concepts
 """
 
 from . import errors
+from .architectures import make_sae
+from .autoencoder import SparseAutoencoder
+from .batchtopk import BatchTopKSAE
 from .bundle import Example, FeatureBundle
 from .bundle_build import build_bundle
 from .concepts import ConceptScores, score_concepts
@@ -12,17 +15,26 @@ from .config import SAEConfig, TrainConfig
 from .contract import Architecture, SparseDictionary
 from .data import check_fits
 from .folder import load_sae, save_sae
+from .jumprelu import JumpReLUSAE
+from .matryoshka import MatryoshkaSAE
 from .metrics import evaluate
-from .sparse import TopKCode
+from .relu import ReluSAE
+from .sparse import FlatCode, TopKCode
 from .topk import TopKSAE
 from .train import TrainProgress, TrainResult, split_samples, train
 
 __all__ = [
     "Architecture",
+    "BatchTopKSAE",
     "ConceptScores",
     "Example",
     "FeatureBundle",
+    "FlatCode",
+    "JumpReLUSAE",
+    "MatryoshkaSAE",
+    "ReluSAE",
     "SAEConfig",
+    "SparseAutoencoder",
     "SparseDictionary",
     "TopKCode",
     "TopKSAE",
@@ -34,6 +46,7 @@ __all__ = [
     "errors",
     "evaluate",
     "load_sae",
+    "make_sae",
     "save_sae",
     "score_concepts",
     "split_samples",

@@ -3,9 +3,12 @@ hashed.
 
 Counts that decide behaviour are in rows (one row = one vector of one sample, step, branch and token), never
 in batches, so that a run means the same at any batch size and on any number of processes.
+
+Some fields are left out of the JSON while they have their default (`_quiet`): a run that does not use such an option
+keeps the name and the folder that it had before the option existed.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from ._files import content_hash
@@ -13,11 +16,21 @@ from .errors import ConfigError
 
 DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent silent for ten million tokens is dead
 
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
+MATMULS = ("fp32", "bf16")
+_NESTED = (16, 8, 4, 2)  # Matryoshka: the default sizes are d_sae divided by these, and d_sae
+_SPARSITY = {"relu": 0.1, "jumprelu": 1.0}
+
 # Numbers of a TrainConfig that must be above zero where they are given.
 _POSITIVE = (
     *("d_sae", "expansion", "rows", "epochs", "k", "batch_size", "init_rows", "pool_rows", "checkpoint_rows"),
-    *("log_every", "eval_rows", "lr", "clip_norm", "k_aux", "dead_after", "eps"),
+    *("log_every", "eval_rows", "lr", "clip_norm", "bandwidth", "k_aux", "dead_after", "eps"),
 )
+
+
+def _quiet(default: Any) -> Any:
+    """A field that is left out of the JSON while it has its default."""
+    return field(default=default, metadata={"quiet": True})
 
 
 class _Config:
@@ -25,7 +38,10 @@ class _Config:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values (tuples become lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # type: ignore[call-overload]
+        values = asdict(self)  # type: ignore[call-overload]
+        quiet = {f.name: f.default for f in fields(self) if f.metadata.get("quiet")}  # type: ignore[arg-type]
+        kept = {k: v for k, v in values.items() if k not in quiet or v != quiet[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -55,16 +71,29 @@ class SAEConfig(_Config):
 
     d_in: int  # width of a row
     d_sae: int  # number of features
-    k: int  # features kept for a row
+    k: int  # features kept for a row; for jumprelu the number aimed at, for relu not used
     site: str = ""  # the site whose rows it reads, e.g. "unet.mid_block:out"
-    architecture: str = "topk"  # which member of the family
+    architecture: str = "topk"  # one of ARCHITECTURES
     aux_alpha: float = 1 / 32  # weight of the loss that revives dead features; 0 turns it off
     k_aux: int | None = None  # dead features used by that loss; None = d_in // 2
     dead_after: int = DEAD_AFTER_MAX  # a feature silent for this many rows is dead
     input_scale: bool = True  # train on x*s with E||x*s|| = sqrt(d_in); folded into the weights when saved
+    sparsity: float | None = _quiet(None)  # weight of the sparsity term; None = 1 for jumprelu, 0.1 for relu
+    bandwidth: float = _quiet(0.1)  # jumprelu: width of the smoothed step, in units of s x
+    prefixes: tuple[int, ...] | None = _quiet(None)  # matryoshka: sizes m_j; None = d_sae / 16, / 8, / 4, / 2, all
+    matmul: str = _quiet("fp32")  # encoder product in training: "bf16" chooses in bfloat16, values stay exact
 
     def __post_init__(self) -> None:
-        _require(self.architecture == "topk", f"architecture is {self.architecture!r}; this version trains 'topk'.")
+        _require(
+            self.architecture in ARCHITECTURES,
+            f"architecture is {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}.",
+        )
+        _require(self.matmul in MATMULS, f"matmul is {self.matmul!r}; expected one of {', '.join(MATMULS)}.")
+        _require(
+            self.sparsity is None or self.sparsity >= 0,
+            f"sparsity is {self.sparsity}; a negative weight would reward features for being on.",
+        )
+        _require(self.bandwidth > 0, f"bandwidth is {self.bandwidth}; it must be positive.")
         for name in ("d_in", "d_sae", "k", "dead_after"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
@@ -78,11 +107,29 @@ class SAEConfig(_Config):
         )
         _require(self.k_aux is None or self.k_aux > 0, f"k_aux is {self.k_aux}; use aux_alpha=0 to turn AuxK off.")
         _require(self.dead_after > 0, f"dead_after is {self.dead_after} rows; it must be positive.")
+        sizes = self.nested
+        ascending = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
+        _require(
+            ascending and sizes[-1:] == (self.d_sae,),
+            f"prefixes are {list(sizes)}; they must rise from above 0 to d_sae = {self.d_sae}.",
+        )
 
     @property
     def n_aux(self) -> int:
         """Dead features that the auxiliary loss uses for a row, at most."""
         return self.k_aux if self.k_aux is not None else max(1, self.d_in // 2)
+
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries of a matryoshka, ascending, the last d_sae."""
+        if self.prefixes is not None:
+            return self.prefixes
+        return tuple(sorted({self.d_sae // n for n in _NESTED if self.d_sae >= n} | {self.d_sae}))
+
+    @property
+    def sparsity_weight(self) -> float:
+        """Weight of the sparsity term; 0 where the architecture has none."""
+        return _SPARSITY.get(self.architecture, 0.0) if self.sparsity is None else self.sparsity
 
 
 @dataclass(frozen=True)
@@ -117,9 +164,19 @@ class TrainConfig(_Config):
     checkpoint_rows: int = 2_000_000  # rows between checkpoints
     log_every: int = 50  # steps between progress reports
     eval_rows: int = 1_000_000  # rows for the metrics at the end, at most
+    architecture: str = _quiet("topk")  # see SAEConfig, as the four that follow
+    sparsity: float | None = _quiet(None)
+    bandwidth: float = _quiet(0.1)
+    prefixes: tuple[int, ...] | None = _quiet(None)
+    matmul: str = _quiet("fp32")
 
     def __post_init__(self) -> None:
         _require(bool(self.site), "site is empty; name a site of the store.")
+        _require(
+            self.architecture in ARCHITECTURES,
+            f"architecture is {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}.",
+        )
+        _require(self.matmul in MATMULS, f"matmul is {self.matmul!r}; expected one of {', '.join(MATMULS)}.")
         _require(
             (self.d_sae is None) != (self.expansion is None),
             f"give d_sae or expansion, not both or neither (found d_sae={self.d_sae}, expansion={self.expansion}).",
@@ -169,6 +226,11 @@ class TrainConfig(_Config):
             # A short run would end before ten million rows have passed, and AuxK would never act.
             dead_after=self.dead_after or max(self.batch_size, min(DEAD_AFTER_MAX, rows // 10)),
             input_scale=self.input_scale,
+            architecture=self.architecture,
+            sparsity=self.sparsity,
+            bandwidth=self.bandwidth,
+            prefixes=self.prefixes,
+            matmul=self.matmul,
         )
 
     def peak_lr(self, d_sae: int) -> float:

@@ -17,7 +17,7 @@ import torch
 from .contract import SparseDictionary
 from .data import Block, Selection
 from .metrics import DENSE_ABOVE, VarianceSums
-from .sparse import GatherSum, TopKCode
+from .sparse import TopKCode, row_dots
 
 _PER_OCTAVE = 16  # histogram bins for a doubling: a percentile is known within 2^(1/16) = 4.4 %
 _OCTAVES = 24
@@ -67,8 +67,8 @@ class FeatureStats:
         flat = TopKCode(code.values.reshape(-1, k), code.indices.reshape(-1, k))
         with torch.no_grad():
             error = rows - sae.decode_sparse(flat)
-        along = GatherSum(flat, sae.W_dec).code_gradient(error)  # <e, d_i> at the entries
-        gain = (2 * flat.values * along + flat.values.square()).double().reshape(-1)
+        along = row_dots(flat.flat(), error, sae.W_dec)  # <e, d_i> at the entries
+        gain = (2 * values * along + values.square()).double()
         self._gain.index_add_(0, indices, gain)
         self._variance.add(0, rows, error)
 

@@ -1,8 +1,14 @@
 """Saving and loading a dictionary as a folder that sae-lens also reads: `cfg.json` +
 `sae_weights.safetensors`.
 
-The input scale is folded into the biases first, so any reader of the four tensors W_enc, W_dec, b_enc, b_dec
-with z = ReLU(TopK_k((x - b_dec) W_enc + b_enc)), xhat = z W_dec + b_dec gets the function that was trained.
+The input scale is folded into the biases and thresholds first, so any reader of W_enc, W_dec, b_enc, b_dec (and
+threshold) with p = (x - b_dec) W_enc + b_enc, xhat = z W_dec + b_dec gets the function that was trained. The file
+names one of three gates, as sae-lens does; what trained it is in our part of the metadata:
+
+    topk        z = ReLU(TopK_k(p))            topk
+    jumprelu    z = p where p > threshold      jumprelu, batchtopk, matryoshka
+    standard    z = ReLU(p)                    relu
+
 What is ours alone sits in `metadata.denoscope`. Nothing is unpickled; header, names, shapes and sizes are
 checked before a byte is used.
 """
@@ -14,15 +20,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ._files import atomic_path, expect_tensors, file_hash, read_json, write_json
+from .architectures import CLASSES, make_sae
+from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
 from .errors import ConfigError, CorruptFile, NewerFormat, NotAnSAE, SAESiteMismatch, UnsupportedSAE
-from .topk import TopKSAE
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 FORMAT = 1
+_FOUR = ("W_enc", "W_dec", "b_enc", "b_dec")
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-# Options of sae-lens that change the function; only these values are what TopKSAE computes.
+# The architecture that a file without our metadata is read as.
+_PLAIN = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
+# Options of sae-lens that change the function; only these values are what a dictionary here computes.
 _EXPECTED_OPTIONS = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
@@ -31,24 +41,26 @@ _EXPECTED_OPTIONS = {
 }
 
 
-def save_sae(sae: TopKSAE, folder: str | Path) -> Path:
+def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
     """Writes `sae` into `folder` (created if needed) and returns the folder. Each file is replaced
     atomically.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plain = sae.folded()
-    tensors = {name: getattr(plain, name).detach().cpu().contiguous() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    tensors = {name: getattr(plain, name).detach().cpu().contiguous() for name in _FOUR}
+    if plain.HAS_THRESHOLD:
+        tensors["threshold"] = plain.thresholds().detach().cpu().contiguous()
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
         save_file(tensors, temporary)
     write_json(folder / CONFIG_NAME, _cfg(sae, file_hash(folder / WEIGHTS_NAME)))
     return folder
 
 
-def _cfg(sae: TopKSAE, weights_hash: str) -> dict[str, Any]:
+def _cfg(sae: SparseAutoencoder, weights_hash: str) -> dict[str, Any]:
     config = sae.config
     return {
-        "architecture": config.architecture,
+        "architecture": sae.FILE_ARCHITECTURE,
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "k": config.k,
@@ -70,8 +82,8 @@ def _cfg(sae: TopKSAE, weights_hash: str) -> dict[str, Any]:
     }
 
 
-def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch.device = "cpu") -> TopKSAE:
-    """Loads a TopK dictionary saved by `save_sae` or by sae-lens.
+def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch.device = "cpu") -> SparseAutoencoder:
+    """Loads a dictionary saved by `save_sae` or by sae-lens.
 
     Args:
         site: if given, the site the caller will use it at.
@@ -93,7 +105,10 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
 
     path = folder / WEIGHTS_NAME
     d_in, d_sae = config.d_in, config.d_sae
-    dtypes = expect_tensors(path, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)})
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}
+    if CLASSES[config.architecture].HAS_THRESHOLD:
+        shapes["threshold"] = (d_sae,)
+    dtypes = expect_tensors(path, shapes)
     unknown = sorted(set(dtypes.values()) - _DTYPES.keys())
     if unknown:
         raise CorruptFile(f"{path} holds tensors of type {', '.join(unknown)}; weights are floating point.")
@@ -103,13 +118,16 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
             f"{path} is not the file that {CONFIG_NAME} describes (SHA-256 differs). Copy the folder again."
         )
 
-    sae = TopKSAE(config, metadata=metadata).to(_dtype(folder, cfg.get("dtype", "float32")))
+    sae = make_sae(config, metadata=metadata).to(_dtype(folder, cfg.get("dtype", "float32")))
     tensors = load_file(path)
     with torch.no_grad():
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise CorruptFile(f"{path}: tensor {name!r} holds NaN or infinity.")
-            getattr(sae, name).copy_(tensor)
+            if name == "threshold":
+                sae.set_thresholds(tensor.to(sae.W_dec.dtype))
+            else:
+                getattr(sae, name).copy_(tensor)
     return sae.to(device)
 
 
@@ -124,12 +142,15 @@ def _dtype(folder: Path, name: object) -> torch.dtype:
 def _read_config(folder: Path, cfg: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
     """The configuration and our metadata from a cfg.json of ours or of sae-lens."""
     where = folder / CONFIG_NAME
-    if cfg.get("architecture") != "topk":
-        raise UnsupportedSAE(f"{where} describes architecture {cfg.get('architecture')!r}; this version reads 'topk'.")
+    gate = cfg.get("architecture")
+    if gate not in _PLAIN:
+        raise UnsupportedSAE(f"{where} describes architecture {gate!r}; known are {', '.join(_PLAIN)}.")
     for name, expected in _EXPECTED_OPTIONS.items():
         if cfg.get(name, expected) != expected:
             raise UnsupportedSAE(f"{where} sets {name} to {cfg[name]!r}; only {expected!r} can be read exactly.")
-    missing = [name for name in ("d_in", "d_sae", "k") if name not in cfg]
+    # Only TopK's function depends on k; another library's dictionary of another kind need not have one.
+    required = ("d_in", "d_sae", "k") if gate == "topk" else ("d_in", "d_sae")
+    missing = [name for name in required if name not in cfg]
     if missing:
         raise CorruptFile(f"{where} does not say {', '.join(missing)}.")
     outer = cfg.get("metadata")
@@ -141,7 +162,13 @@ def _read_config(folder: Path, cfg: dict[str, Any]) -> tuple[SAEConfig, dict[str
         raise NewerFormat(f"{where} has format {version!r}; this version reads up to {FORMAT}. Update denoscope.")
     stored = ours.pop("config", None)
     stored = dict(stored) if isinstance(stored, dict) else {"site": str(outer.get("hook_name") or "")}
+    stored.setdefault("architecture", _PLAIN[gate])
+    trained_as = str(stored["architecture"])
+    if trained_as not in CLASSES or gate != CLASSES[trained_as].FILE_ARCHITECTURE:
+        raise CorruptFile(
+            f"{where} names the gate {gate!r} and the architecture {trained_as!r}; they do not belong together."
+        )
     try:
-        return SAEConfig.from_json({**stored, **{name: cfg[name] for name in ("d_in", "d_sae", "k")}}), ours
+        return SAEConfig.from_json({**stored, "k": cfg.get("k", 1), **{name: cfg[name] for name in required}}), ours
     except (ConfigError, TypeError) as error:
         raise CorruptFile(f"{where} describes an impossible dictionary: {error}") from error

@@ -1,19 +1,17 @@
 """Sparse codes and the few products that a sparse dictionary needs, in plain PyTorch.
 
-A code is kept as the k values and indices that are not zero, never as a (rows, d_sae) array. With Z the (B,
-m) code matrix, W (m, d) a dictionary with one feature a row, and G (B, d):
+A code is kept as the entries that are not zero, never as a (rows, d_sae) array: as (rows, k) values and indices where
+every row has k of them (`TopKCode`), or as one list ordered by row where rows differ (`FlatCode`). With Z the
+(B, m) code matrix, W (m, d) a dictionary with one feature a row, and G (B, d):
 
-    decode       Z W                      gather-sum over the k features of a row         `gather_sum`
-    row dots     G W^T at Z's entries     gather-dot; the gradient of the code            `GatherSum`
+    decode       Z W                      gather-sum over the features of a row           `gather_sum`, `GatherSum`
+    row dots     G W^T at Z's entries     gather-dot; the gradient of the code            `GatherSum.code_gradient`
     column sums  Z^T G                    sort the entries by feature once, gather-sum    `ByFeature.sum_rows`
 
-The encoder product x W_enc + b is done for a chunk of rows at a time into one reused buffer, and only its top
-k survive.
+Which entries are on is decided in selection.py.
 """
 
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +19,11 @@ from torch import Tensor
 
 
 class TopKCode(NamedTuple):
-    """A sparse code: for every row the features that are on.
+    """A sparse code with the same number of slots in every row.
 
     Attributes:
         values: (..., k) float, >= 0. A value of 0 is an unused slot, so rows may have fewer than k features.
-        indices: (..., k) int64, features in [0, d_sae); distinct within a row.
+        indices: (..., k) int64, features in [0, d_sae); those of used slots are distinct within a row.
     """
 
     values: Tensor
@@ -34,101 +32,97 @@ class TopKCode(NamedTuple):
     def to_dense(self, d_sae: int) -> Tensor:
         """The same code as a (..., d_sae) array. Costs rows x d_sae memory: for small batches only."""
         dense = self.values.new_zeros(*self.values.shape[:-1], d_sae)
-        return dense.scatter(-1, self.indices, self.values)
+        return dense.scatter_add(-1, self.indices, self.values)  # add: unused slots share an index
+
+    def flat(self) -> "FlatCode":
+        """The same slots, used or not, as one list."""
+        k = self.indices.shape[-1]
+        offsets = torch.arange(0, self.indices.numel(), k, device=self.indices.device)
+        return FlatCode(self.values.reshape(-1), self.indices.reshape(-1), offsets)
 
 
-def chunk_rows_for(d_sae: int) -> int:
-    """Rows of pre-activations to hold at a time: about 4 MB of float32, which stays in a core's cache."""
-    return max(64, min(4096, 2**20 // d_sae))
+class FlatCode(NamedTuple):
+    """A sparse code whose rows may differ in length, ordered by row.
 
-
-def row_chunks(n_rows: int, chunk_rows: int) -> Iterator[slice]:
-    """Consecutive slices that cover range(n_rows)."""
-    for start in range(0, n_rows, chunk_rows):
-        yield slice(start, min(start + chunk_rows, n_rows))
-
-
-def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row, in no particular order; ties are broken arbitrarily but
-    reproducibly.
-
-    Exact, in two stages: cut a row into n strided groups of g; the k largest entries lie in the k groups with
-    the largest maxima, so a top-k over n maxima and one over k*g candidates replace one over n*g entries.
-    Strided groups make the maximum run along the fast axis. Plain torch.topk where a row does not divide or
-    the groups would be too few.
-
-    Args:
-        pre: (rows, d_sae), contiguous.
-        k: entries to keep, at most d_sae.
+    Attributes:
+        values: (n,) float.
+        indices: (n,) int64, features in [0, d_sae).
+        offsets: (B,) int64, where each row starts.
     """
-    rows, d_sae = pre.shape
-    size = 1 << round(math.log2(d_sae / k) / 2)  # the group size that balances the two stages
-    if size < 4 or d_sae % size or d_sae // size < k:
-        return tuple(pre.topk(k, sorted=False))  # type: ignore[return-value]
-    n_groups = d_sae // size
-    grouped = pre.view(rows, size, n_groups)
-    groups = grouped.amax(1).topk(k, sorted=False).indices
-    candidates = grouped.gather(2, groups.unsqueeze(1).expand(rows, size, k)).view(rows, size * k)
-    values, at = candidates.topk(k, sorted=False)
-    return values, groups.gather(1, at % k) + (at // k) * n_groups
+
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def from_rows(cls, values: Tensor, indices: Tensor, rows: Tensor, n_rows: int) -> Self:
+        """A code from entries whose `rows` (n,) ascend."""
+        counts = torch.bincount(rows, minlength=n_rows)
+        return cls(values, indices, counts.cumsum(0) - counts)
+
+    def counts(self) -> Tensor:
+        """(B,) entries of each row."""
+        return torch.diff(self.offsets, append=self.offsets.new_tensor([self.indices.numel()]))
+
+    def rows(self) -> Tensor:
+        """(n,) the row of each entry, ascending."""
+        numbers = torch.arange(self.offsets.numel(), device=self.offsets.device)
+        return numbers.repeat_interleave(self.counts(), output_size=self.indices.numel())
+
+    def keep(self, mask: Tensor) -> "FlatCode":
+        """The entries where `mask` (n,) is True; the number of rows stays."""
+        return FlatCode.from_rows(self.values[mask], self.indices[mask], self.rows()[mask], self.offsets.numel())
+
+    def padded(self) -> TopKCode:
+        """The same code with as many slots in every row as the fullest row needs (at least one)."""
+        rows, counts = self.rows(), self.counts()
+        k = max(1, int(counts.max())) if counts.numel() else 1
+        values = self.values.new_zeros(counts.numel(), k)
+        indices = self.indices.new_zeros(counts.numel(), k)
+        slot = torch.arange(rows.numel(), device=rows.device) - self.offsets[rows]
+        values[rows, slot], indices[rows, slot] = self.values, self.indices
+        return TopKCode(values, indices)
 
 
-def encode_rows(x: Tensor, encoder: Tensor, bias: Tensor, k: int, *, buffer: Tensor | None = None) -> TopKCode:
-    """ReLU(TopK_k(x encoder^T + bias)) in chunks of rows; no gradient is recorded.
-
-    Args:
-        x: (B, d_in), already scaled and centred.
-        encoder: (d_sae, d_in), one feature a row (W_enc transposed).
-        bias: (d_sae,).
-        k: features to keep.
-        buffer: (rows, d_sae) scratch space to reuse between calls; its first axis sets the chunk.
-    """
-    d_sae = encoder.shape[0]
-    if buffer is None:
-        buffer = x.new_empty(min(chunk_rows_for(d_sae), max(1, x.shape[0])), d_sae)
-    values = x.new_empty(x.shape[0], k)
-    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
-    with torch.no_grad():
-        for rows in row_chunks(x.shape[0], buffer.shape[0]):
-            pre = buffer[: rows.stop - rows.start]
-            torch.addmm(bias, x[rows], encoder.T, out=pre)
-            values[rows], indices[rows] = top_k(pre, k)
-        return TopKCode(values.relu_(), indices)
-
-
-def gather_sum(code: TopKCode, dictionary: Tensor) -> Tensor:
-    """Z W: (B, k) code and (d_sae, d) dictionary to (B, d)."""
-    return F.embedding_bag(code.indices, dictionary, mode="sum", per_sample_weights=code.values)
+def gather_sum(code: FlatCode, dictionary: Tensor) -> Tensor:
+    """Z W: code of B rows and (d_sae, d) dictionary to (B, d)."""
+    return F.embedding_bag(code.indices, dictionary, code.offsets, mode="sum", per_sample_weights=code.values)
 
 
 class GatherSum:
-    """Z W together with the gradient of its code, each touching only the k features of a row."""
+    """Z W together with the gradient of its code, each touching only the features of a row."""
 
-    def __init__(self, code: TopKCode, dictionary: Tensor) -> None:
+    def __init__(self, code: FlatCode, dictionary: Tensor) -> None:
         # Autograd of this one operation, with the values as its only leaf, runs PyTorch's native gather-dot
-        # kernel; no
-        # gradient of the dictionary is formed here.
+        # kernel; no gradient of the dictionary is formed here.
         with torch.enable_grad():
             self._values = code.values.detach().requires_grad_(True)
-            self._output = gather_sum(TopKCode(self._values, code.indices), dictionary.detach())
+            self._output = gather_sum(code._replace(values=self._values), dictionary.detach())
         self.output = self._output.detach()
 
     def code_gradient(self, grad_output: Tensor) -> Tensor:
-        """(G W^T) at the code's entries, (B, k), for G = grad_output (B, d). Can be called once."""
+        """(G W^T) at the code's entries, (n,), for G = grad_output (B, d). Can be called once."""
         return torch.autograd.grad(self._output, self._values, grad_output)[0]
+
+
+def row_dots(code: FlatCode, rows: Tensor, dictionary: Tensor) -> Tensor:
+    """(X W^T) at the code's entries, (n,), for X = rows (B, d). The code's values do not matter."""
+    return GatherSum(code, dictionary).code_gradient(rows)
 
 
 class ByFeature:
     """The entries of a code sorted by feature, so that sums over rows become contiguous gathers."""
 
-    def __init__(self, indices: Tensor, d_sae: int) -> None:
-        flat = indices.reshape(-1)
-        self._order = torch.argsort(flat, stable=True)  # stable: one summation order, so results are reproducible
-        self._rows = self._order // indices.shape[-1]
-        counts = torch.bincount(flat, minlength=d_sae)
-        self._offsets = counts.cumsum(0) - counts
+    def __init__(self, code: FlatCode, d_sae: int) -> None:
+        self._order = torch.argsort(
+            code.indices, stable=True
+        )  # stable: one summation order, so results are reproducible
+        counts = torch.bincount(code.indices, minlength=d_sae)
+        # 32 bits: half the traffic of the list that the gather reads.
+        self._rows = code.rows()[self._order].to(torch.int32)
+        self._offsets = (counts.cumsum(0) - counts).to(torch.int32)
 
     def sum_rows(self, entries: Tensor, rows: Tensor) -> Tensor:
-        """Z^T G with Z's (B, k) entries and G = rows (B, d): a (d_sae, d) array."""
-        weights = entries.reshape(-1)[self._order]
+        """Z^T G with Z's (n,) entries and G = rows (B, d): a (d_sae, d) array."""
+        weights = entries[self._order]
         return F.embedding_bag(self._rows, rows, self._offsets, mode="sum", per_sample_weights=weights)

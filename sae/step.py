@@ -1,40 +1,43 @@
-"""One training step of a TopK sparse autoencoder, with its gradient written out by hand.
+"""One training step of a sparse autoencoder, with its gradient written out by hand.
 
 Symbols, for a batch x (B, d) already in the dictionary's units (Gao et al. 2024, arXiv 2406.04093):
 
     c    = x - b_dec                        p  = c E^T + b_enc                E = W_enc^T, one feature a row
-    z    = ReLU(TopK_k(p))                  xh = z W + b_dec                  W = W_dec, unit rows
+    z    = p where chosen, else 0           xh = z W + b_dec                  W = W_dec, unit rows
     V    = sum ||x - mean(x)||^2            L  = sum ||x - xh||^2 / V  +  alpha * L_aux
 
-AuxK revives dead features. Over the dead columns only, with e = stopgrad(x - xh) and no b_dec anywhere:
+Which entries are chosen is the architecture (selection.py). AuxK revives dead features. Over the dead columns only,
+with e = stopgrad(x - xh) and no b_dec anywhere:
 
     za   = ReLU(TopK_ka(c E_dead^T + b_enc,dead))      L_aux = s * sum ||za W_dead - e||^2 / V,      s =
     min(n_dead / ka, 1)
 
 so gradient descent moves dead features *towards* what the live ones leave unexplained. Three published
 implementations have the sign, the detach or the bias of this term wrong; `tests/test_sae_step.py` checks each
-against an independent autograd model.
+against an independent autograd model, `tests/test_sae_auxk.py` whole runs.
 
 The gradient, with g = dL/dxh = 2 (xh - x) / V and q = (g W^T) at z's entries, zero where z = 0:
 
     dW = z^T g        dE = q^T c        db_enc = sum_rows q        db_dec = sum_rows g - E^T db_enc
 
-q has k entries a row, so no (B, d_sae) gradient exists; the pre-bias gradient is a matrix-vector product
-because sum_rows(q E) = E^T-weighted column sums of q. The AuxK part works on (rows of a chunk, n_dead)
-blocks.
+q has as many entries as z, so no (B, d_sae) gradient exists; the pre-bias gradient is a matrix-vector product
+because sum_rows(q E) = E^T-weighted column sums of q. The factor -2 / V of g = -2 (x - xh) / V goes into the few
+entries instead of the rows. The AuxK part works on (rows of a chunk, n_dead) blocks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .sparse import ByFeature, GatherSum, TopKCode, chunk_rows_for, encode_rows, row_chunks, top_k
+from .selection import chunk_rows_for, row_chunks, top_k
+from .sparse import ByFeature, FlatCode, GatherSum
 
 
 @dataclass(frozen=True)
-class TopKParameters:
-    """The four tensors of a TopK SAE, or their gradients. One feature a row in both matrices."""
+class Parameters:
+    """The four tensors of a sparse autoencoder, or their gradients. One feature a row in both matrices."""
 
     encoder: Tensor  # (d_sae, d_in): W_enc transposed
     decoder: Tensor  # (d_sae, d_in): W_dec
@@ -54,79 +57,91 @@ class StepResult:
     sse: Tensor  # (): sum ||x - xh||^2
     variance: Tensor  # (): V
     aux_loss: Tensor  # (): L_aux, 0 without dead features
-    code: TopKCode  # (B, k)
-    gradients: TopKParameters
+    fired: Tensor  # (d_sae,) int64: rows in which each feature was on
+    gradients: Parameters
 
 
-def topk_step(
-    parameters: TopKParameters,
-    x: Tensor,
-    k: int,
-    *,
-    dead: Tensor | None = None,
-    n_aux: int = 0,
-    aux_alpha: float = 0.0,
-    buffer: Tensor | None = None,
+@dataclass(frozen=True)
+class Aux:
+    """The loss that revives dead features."""
+
+    dead: Tensor | None = None  # (n_dead,) int64 indices; None or empty turns it off for this batch
+    n_aux: int = 0  # dead features used for a row, at most (ka above is min(n_aux, n_dead), s uses n_aux)
+    alpha: float = 0.0  # its weight
+
+    @property
+    def on(self) -> bool:
+        """True if it adds anything."""
+        return self.dead is not None and self.dead.numel() > 0 and self.n_aux > 0 and self.alpha > 0
+
+
+def sparse_step(
+    parameters: Parameters, centred: Tensor, choose: Callable[[Tensor], FlatCode], aux: Aux | None = None
 ) -> StepResult:
     """Loss and gradients of one batch.
 
     Args:
         parameters: the dictionary.
-        x: (B, d_in) rows in the dictionary's units.
-        k: features kept for a row.
-        dead: (n_dead,) int64 indices of dead features; None or empty turns AuxK off for this batch.
-        n_aux: dead features used for a row, at most (ka above is min(n_aux, n_dead), s uses n_aux).
-        aux_alpha: weight alpha of AuxK.
-        buffer: (rows, d_sae) scratch space, see `encode_rows`.
+        centred: (B, d_in), c above.
+        choose: centred rows to the code z, entries >= 0.
+        aux: the loss that revives dead features; None = without.
 
-    Cost: one dense product (the encoder's) and four k-sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
+    Cost: one dense product (the encoder's) and four sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
     arrays.
     """
-    centred = x - parameters.b_dec
-    code = encode_rows(centred, parameters.encoder, parameters.b_enc, k, buffer=buffer)
-
+    code = choose(centred)
     reconstruction = GatherSum(code, parameters.decoder)
     residual = centred - reconstruction.output  # x - xh: b_dec cancels
-    sse = residual.square().sum()
-    spread = x - x.mean(0)
-    # A constant batch has no variance to explain; the floor keeps its gradient finite.
-    variance = spread.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+    sse = sum_of_squares(residual)
+    variance = batch_variance(centred)
+    unit = -2 / variance  # g = unit * residual
 
-    grad_output = residual * (-2 / variance)
-    grad_code = reconstruction.code_gradient(grad_output)
-    grad_code.mul_(code.values > 0)  # ReLU
-
-    by_feature = ByFeature(code.indices, parameters.encoder.shape[0])
-    grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, code.indices.reshape(-1), grad_code.reshape(-1))
-    gradients = TopKParameters(
+    grad_code = reconstruction.code_gradient(residual).mul_(unit).mul_(code.values > 0)  # ReLU
+    by_feature = ByFeature(code, parameters.encoder.shape[0])
+    grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, code.indices, grad_code)
+    gradients = Parameters(
         encoder=by_feature.sum_rows(grad_code, centred),
-        decoder=by_feature.sum_rows(code.values, grad_output),
+        decoder=by_feature.sum_rows(code.values * unit, residual),
         b_enc=grad_b_enc,
-        b_dec=grad_output.sum(0) - parameters.encoder.T @ grad_b_enc,
+        b_dec=residual.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
     )
-    aux_loss = torch.zeros_like(sse)
-    if dead is not None and dead.numel() > 0 and n_aux > 0 and aux_alpha > 0:
-        aux_loss = _add_aux(parameters, gradients, centred, residual, variance, dead, n_aux, aux_alpha)
-    return StepResult(sse / variance + aux_alpha * aux_loss, sse, variance, aux_loss, code, gradients)
+    loss, aux_loss = sse / variance, torch.zeros_like(sse)
+    if aux is not None and aux.on:
+        aux_loss = add_aux(parameters, gradients, centred, residual, variance, aux)
+        loss = loss + aux.alpha * aux_loss
+    return StepResult(loss, sse, variance, aux_loss, fired(code, parameters.encoder.shape[0]), gradients)
 
 
-def _add_aux(
-    parameters: TopKParameters,
-    gradients: TopKParameters,
-    centred: Tensor,
-    residual: Tensor,
-    variance: Tensor,
-    dead: Tensor,
-    n_aux: int,
-    aux_alpha: float,
+def fired(code: FlatCode, d_sae: int) -> Tensor:
+    """(d_sae,) int64: rows in which each feature was on."""
+    return torch.bincount(code.indices[code.values > 0], minlength=d_sae)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """() sum of x^2 over all entries of a contiguous tensor, without a second array."""
+    flat = x.reshape(-1)
+    return torch.dot(flat, flat)
+
+
+def batch_variance(x: Tensor) -> Tensor:
+    """() sum ||x - mean(x)||^2 of (B, d) rows. A constant batch has no variance to explain; the floor keeps its
+    gradient finite.
+    """
+    return sum_of_squares(x - x.mean(0)).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def add_aux(
+    parameters: Parameters, gradients: Parameters, centred: Tensor, residual: Tensor, variance: Tensor, aux: Aux
 ) -> Tensor:
     """Adds alpha * dL_aux to the dead rows of `gradients`, in place, and returns L_aux.
 
     k_aux of n_dead is rarely sparse, so each chunk of rows uses dense products over the dead columns.
     """
+    dead = aux.dead
+    assert dead is not None
     n_dead = dead.numel()
-    keep = min(n_aux, n_dead)
-    weight = min(n_dead / n_aux, 1.0) / variance
+    keep = min(aux.n_aux, n_dead)
+    weight = min(n_dead / aux.n_aux, 1.0) / variance
     encoder, decoder, bias = parameters.encoder[dead], parameters.decoder[dead], parameters.b_enc[dead]
     grad_encoder, grad_decoder = torch.zeros_like(encoder), torch.zeros_like(decoder)
     grad_bias = torch.zeros_like(bias)
@@ -137,7 +152,7 @@ def _add_aux(
         code = torch.zeros(c.shape[0], n_dead, dtype=c.dtype, device=c.device).scatter_(1, indices, values.relu_())
         error = code @ decoder - residual[rows]
         total += error.square().sum()
-        grad_error = error * (2 * aux_alpha * weight)
+        grad_error = error * (2 * aux.alpha * weight)
         grad_pre = (grad_error @ decoder.T).mul_(code > 0)
         grad_decoder.addmm_(code.T, grad_error)
         grad_encoder.addmm_(grad_pre.T, c)
@@ -152,7 +167,7 @@ def remove_parallel(gradient: Tensor, decoder: Tensor) -> None:
     """grad_i <- grad_i - <grad_i, d_i> d_i, in place: with unit rows, a gradient along a row only changes its
     length.
     """
-    gradient.sub_((gradient * decoder).sum(1, keepdim=True) * decoder)
+    gradient.addcmul_(torch.linalg.vecdot(gradient, decoder).unsqueeze(1), decoder, value=-1)
 
 
 def normalise_rows(decoder: Tensor) -> None:

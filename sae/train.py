@@ -24,6 +24,8 @@ import torch
 from activations_store import ActivationStore, RowLoader
 
 from ._files import atomic_path, content_hash, file_hash, read_json, write_json
+from .architectures import make_sae
+from .autoencoder import SparseAutoencoder
 from .checkpoint import Checkpoint, CheckpointFolder
 from .config import TrainConfig
 from .contract import Architecture
@@ -32,7 +34,6 @@ from .errors import NonFiniteLoss, RunMismatch
 from .folder import WEIGHTS_NAME, load_sae, save_sae
 from .metrics import evaluate
 from .optimiser import Adam
-from .topk import TopKSAE
 
 _log = logging.getLogger(__name__)
 RUN_NAME, METRICS_NAME, LOG_NAME, CHECKPOINT_NAME = (
@@ -51,7 +52,7 @@ class TrainProgress:
     batch: int  # steps done
     n_batches: int  # steps of the whole run
     rows: int  # rows done
-    loss: float  # FVU of a batch plus alpha * AuxK
+    loss: float  # what is minimised: FVU of a batch plus the terms of the architecture
     explained_variance: float  # 1 - pooled squared error / pooled variance about each batch's mean
     l0: float  # features on for a row
     dead: int  # features silent for `dead_after` rows
@@ -65,7 +66,7 @@ class TrainProgress:
 class TrainResult:
     """A finished run."""
 
-    sae: TopKSAE  # with the scale folded in: what `load_sae(folder)` returns
+    sae: SparseAutoencoder  # with the scale folded in: what `load_sae(folder)` returns
     folder: Path
     metrics: dict[str, Any]  # as in metrics.json
     n_batches: int
@@ -125,7 +126,7 @@ def train(
         "train_hash": config.content_hash,
     }
     sae_config = config.sae_config(selection.channels, selection.n_rows)
-    sae = TopKSAE(sae_config, seed=config.seed, metadata=metadata).to(torch_device)
+    sae = make_sae(sae_config, seed=config.seed, metadata=metadata).to(torch_device)
     state = _State(sae, config)
     checkpoint = checkpoints.load()
     if checkpoint is None:
@@ -230,9 +231,9 @@ class _State:
         """(d_sae,) bool: features that were silent for `dead_after` rows."""
         return self.rows_silent >= self.sae.config.dead_after
 
-    def count_fired(self, indices: torch.Tensor, values: torch.Tensor) -> None:
-        self.rows_silent += indices.shape[0]
-        self.rows_silent[indices[values > 0]] = 0
+    def count_fired(self, fired: torch.Tensor, n_rows: int) -> None:
+        self.rows_silent += n_rows
+        self.rows_silent[fired > 0] = 0
 
     def save(self) -> Checkpoint:
         tensors = {f"weights.{name}": tensor for name, tensor in self.tensors.items()}
@@ -320,10 +321,9 @@ def _steps(
             )
         norm = state.adam.update(gradients, lr)
         state.sae.after_update()
-        state.count_fired(result.code.indices, result.code.values)
+        state.count_fired(result.fired, x.shape[0])
         state.batch += 1
-        fired = int((result.code.values > 0).sum())
-        window.add(wait, x.shape[0], loss, float(result.sse), float(result.variance), fired)
+        window.add(wait, x.shape[0], loss, float(result.sse), float(result.variance), int(result.fired.sum()))
 
         if state.batch % config.log_every == 0 or state.batch == n_batches:
             _report(state, window, n_batches, config.batch_size, lr, float(norm), out_dir, progress)

@@ -60,7 +60,7 @@ def run_ours(alpha: float) -> Outcome:
         adam.update(gradients, LR)
         sae.after_update()
         silent += BATCH
-        silent[result.code.indices[result.code.values > 0]] = 0
+        silent[result.fired > 0] = 0
         fvu.append(float(result.sse / result.variance))
     return Outcome(int((silent >= DEAD_AFTER).sum()), float(np.mean(fvu[-20:])), sae.W_dec.detach())
 

@@ -72,7 +72,8 @@ def edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"architecture": "jumprelu"}, UnsupportedSAE, "'jumprelu'"),
+        ({"architecture": "gated"}, UnsupportedSAE, "'gated'"),
+        ({"architecture": "jumprelu"}, CorruptFile, "do not belong together"),
         ({"normalize_activations": "layer_norm"}, UnsupportedSAE, "normalize_activations"),
         ({"apply_b_dec_to_input": False}, UnsupportedSAE, "apply_b_dec_to_input"),
         ({"dtype": "int8"}, UnsupportedSAE, "dtype 'int8'"),

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from sae import SAEConfig, TopKSAE
-from sae.sparse import ByFeature, GatherSum, TopKCode, encode_rows, top_k
-from sae.step import TopKParameters, normalise_rows, remove_parallel, topk_step
+from sae.selection import encode_rows, top_k
+from sae.sparse import ByFeature, GatherSum, TopKCode
+from sae.step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
 
 
-def make(seed: int, d: int = 6, m: int = 32, rows: int = 40) -> tuple[TopKParameters, torch.Tensor]:
+def make(seed: int, d: int = 6, m: int = 32, rows: int = 40) -> tuple[Parameters, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     decoder = torch.randn(m, d, generator=g, dtype=torch.float64)
     normalise_rows(decoder)
-    parameters = TopKParameters(
+    parameters = Parameters(
         encoder=decoder + 0.3 * torch.randn(m, d, generator=g, dtype=torch.float64),
         decoder=decoder,
         b_enc=0.1 * torch.randn(m, generator=g, dtype=torch.float64),
@@ -22,7 +23,7 @@ def make(seed: int, d: int = 6, m: int = 32, rows: int = 40) -> tuple[TopKParame
 
 
 def reference(
-    parameters: TopKParameters, x: torch.Tensor, k: int, dead: torch.Tensor, n_aux: int, alpha: float
+    parameters: Parameters, x: torch.Tensor, k: int, dead: torch.Tensor, n_aux: int, alpha: float
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """The textbook loss (equations A1 to A4) with dense codes and autograd. Returns (loss, aux, gradients)."""
     encoder, decoder, b_enc, b_dec = leaves = [t.clone().requires_grad_(True) for t in parameters.tensors()]
@@ -44,6 +45,12 @@ def reference(
     return (loss + alpha * aux).detach(), aux.detach(), [t.grad if t.grad is not None else t * 0 for t in leaves]
 
 
+def topk_step(p: Parameters, x: torch.Tensor, k: int, aux: Aux | None = None) -> StepResult:
+    """The step under test, with chunks of seven rows."""
+    buffer = torch.empty(7, len(p.encoder), dtype=x.dtype)
+    return sparse_step(p, x - p.b_dec, lambda c: encode_rows(c, p.encoder, p.b_enc, k, buffer=buffer).flat(), aux)
+
+
 NONE = torch.empty(0, dtype=torch.int64)
 
 
@@ -52,7 +59,7 @@ NONE = torch.empty(0, dtype=torch.int64)
 def test_step_equals_dense_autograd(k: int, dead: torch.Tensor) -> None:
     parameters, x = make(seed=k)
     loss, aux, gradients = reference(parameters, x, k, dead, n_aux=4, alpha=0.2)
-    result = topk_step(parameters, x, k, dead=dead, n_aux=4, aux_alpha=0.2, buffer=torch.empty(7, 32).double())
+    result = topk_step(parameters, x, k, Aux(dead, 4, 0.2))
     torch.testing.assert_close(result.loss, loss, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(result.aux_loss, aux, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(result.gradients.tensors(), gradients, strict=True):
@@ -63,7 +70,7 @@ def test_aux_reaches_encoder_and_decoder_of_dead_features_only() -> None:
     parameters, x = make(seed=7)
     dead = torch.tensor([3, 4, 20])
     plain = topk_step(parameters, x, 2).gradients
-    with_aux = topk_step(parameters, x, 2, dead=dead, n_aux=2, aux_alpha=1.0).gradients
+    with_aux = topk_step(parameters, x, 2, Aux(dead, 2, 1.0)).gradients
     live = torch.ones(32, dtype=torch.bool)
     live[dead] = False
     for name in ("encoder", "decoder", "b_enc"):
@@ -77,13 +84,14 @@ def test_aux_step_moves_dead_features_towards_the_residual() -> None:
     parameters, x = make(seed=9)
     dead = torch.tensor([3, 4, 20, 21])
     plain = topk_step(parameters, x, 2)
-    before = topk_step(parameters, x, 2, dead=dead, n_aux=4, aux_alpha=1.0)
+    before = topk_step(parameters, x, 2, Aux(dead, 4, 1.0))
     aux_only = [a - b for a, b in zip(before.gradients.tensors(), plain.gradients.tensors(), strict=True)]
     # A published implementation has the residual's sign wrong: there this step makes the dead features worse.
-    moved = TopKParameters(*[t - 0.05 * g for t, g in zip(parameters.tensors(), aux_only, strict=True)])
-    residual = x - (plain.code.to_dense(32) @ parameters.decoder + parameters.b_dec)
+    moved = Parameters(*[t - 0.05 * g for t, g in zip(parameters.tensors(), aux_only, strict=True)])
+    code = encode_rows(x - parameters.b_dec, parameters.encoder, parameters.b_enc, 2)
+    residual = x - (code.to_dense(32) @ parameters.decoder + parameters.b_dec)
 
-    def unexplained(p: TopKParameters) -> float:
+    def unexplained(p: Parameters) -> float:
         z = ((x - p.b_dec) @ p.encoder[dead].T + p.b_enc[dead]).relu()
         return float((residual - z @ p.decoder[dead]).pow(2).sum())
 
@@ -97,7 +105,7 @@ def test_module_loss_scales_input_and_projects_decoder_gradient() -> None:
     assert float((x * sae.scale).norm(dim=1).mean()) == pytest.approx(6**0.5)
     dead = torch.tensor([1, 2, 3])
     result, gradients = sae.loss(x, dead)
-    parameters = TopKParameters(**sae.trained_tensors())
+    parameters = Parameters(**sae.trained_tensors())
     loss, _, expected = reference(parameters, x * sae.scale, 3, dead, n_aux=2, alpha=0.5)
     remove_parallel(expected[1], parameters.decoder)
     torch.testing.assert_close(result.loss, loss)
@@ -129,10 +137,10 @@ def test_sparse_products_equal_dense_ones() -> None:
     z = code.to_dense(d_sae)
     dictionary = torch.randn(d_sae, d, generator=g).double()
     other = torch.randn(rows, d, generator=g).double()
-    product = GatherSum(code, dictionary)
+    product = GatherSum(code.flat(), dictionary)
     torch.testing.assert_close(product.output, z @ dictionary)
-    torch.testing.assert_close(product.code_gradient(other), (other @ dictionary.T).gather(1, code.indices))
-    torch.testing.assert_close(ByFeature(code.indices, d_sae).sum_rows(code.values, other), z.T @ other)
+    torch.testing.assert_close(product.code_gradient(other), (other @ dictionary.T).gather(1, code.indices).view(-1))
+    torch.testing.assert_close(ByFeature(code.flat(), d_sae).sum_rows(code.values.view(-1), other), z.T @ other)
 
 
 def test_code_with_unused_slots_decodes_to_the_same() -> None:

@@ -1,0 +1,156 @@
+"""Which features are on: the encoder product in chunks of rows, of which only the chosen entries survive.
+
+    p = x encoder^T + bias          (B, d_sae), never whole: one chunk of rows at a time in one reused buffer
+
+    encode_rows       the k largest entries of each row                 TopK
+    largest_entries   the n largest positive entries of the batch       BatchTopK, Matryoshka
+    entries_above     the entries above a threshold                     JumpReLU, and BatchTopK at inference
+
+The encoder product takes most of a step. `bf16=True` does it in bfloat16 where it only *chooses* entries; the values
+of the chosen ones are then computed again in full precision. Two entries closer than bfloat16 resolves (three
+significant digits) may change places.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sparse import FlatCode, TopKCode, row_dots
+
+
+def chunk_rows_for(d_sae: int) -> int:
+    """Rows of pre-activations to hold at a time: about 8 MB of float32, near a core's cache, and enough rows that
+    the product does not spend its time on reading the encoder.
+    """
+    return max(128, min(4096, 2**21 // d_sae))
+
+
+def row_chunks(n_rows: int, chunk_rows: int) -> Iterator[slice]:
+    """Consecutive slices that cover range(n_rows)."""
+    for start in range(0, n_rows, chunk_rows):
+        yield slice(start, min(start + chunk_rows, n_rows))
+
+
+def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest entries of each row, in no particular order; ties are broken arbitrarily but reproducibly.
+
+    Exact, in stages: cut a row into n strided groups of g; the k largest entries lie in the k groups with the largest
+    maxima, so it is enough to search the maxima (in the same way) and then k*g candidates. Strided groups make the
+    maximum run along the fast axis. Plain torch.topk where a row does not divide or the groups would be too few.
+
+    Args:
+        pre: (rows, d_sae), contiguous.
+        k: entries to keep, at most d_sae.
+    """
+    rows, d_sae = pre.shape
+    # The group size that balances the two searches, but not above 8: the maxima are searched in stages too.
+    size = min(8, 1 << round(math.log2(d_sae / k) / 2))
+    if size < 4 or d_sae % size or d_sae // size < k:
+        return tuple(pre.topk(k, sorted=False))  # type: ignore[return-value]
+    n_groups = d_sae // size
+    grouped = pre.view(rows, size, n_groups)
+    groups = top_k(grouped.amax(1), k)[1]
+    candidates = grouped.gather(2, groups.unsqueeze(1).expand(rows, size, k)).view(rows, size * k)
+    values, at = candidates.topk(k, sorted=False)
+    return values, groups.gather(1, at % k) + (at // k) * n_groups
+
+
+def pre_activations(
+    x: Tensor, encoder: Tensor, bias: Tensor, *, buffer: Tensor | None = None, bf16: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, p of these rows) over all rows of x (B, d_in). Each p is overwritten by the next.
+
+    Args:
+        x: (B, d_in), already scaled and centred.
+        encoder: (d_sae, d_in), one feature a row (W_enc transposed).
+        bias: (d_sae,).
+        buffer: (rows, d_sae) scratch space to reuse between calls; its first axis sets the chunk.
+        bf16: compute in bfloat16; p is then bfloat16 too.
+    """
+    d_sae = encoder.shape[0]
+    n_chunk = buffer.shape[0] if buffer is not None else min(chunk_rows_for(d_sae), max(1, x.shape[0]))
+    if bf16:
+        x, encoder, bias = x.bfloat16(), encoder.bfloat16(), bias.bfloat16()
+        for rows in row_chunks(x.shape[0], n_chunk):
+            yield rows, F.linear(x[rows], encoder, bias)
+        return
+    buffer = x.new_empty(n_chunk, d_sae) if buffer is None else buffer
+    for rows in row_chunks(x.shape[0], n_chunk):
+        yield rows, torch.addmm(bias, x[rows], encoder.T, out=buffer[: rows.stop - rows.start])
+
+
+def encode_rows(
+    x: Tensor, encoder: Tensor, bias: Tensor, k: int, *, buffer: Tensor | None = None, bf16: bool = False
+) -> TopKCode:
+    """ReLU(TopK_k(p)), (B, k); no gradient is recorded. Arguments as in `pre_activations`; k: features to keep."""
+    values = x.new_empty(x.shape[0], k)
+    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
+    with torch.no_grad():
+        for rows, pre in pre_activations(x, encoder, bias, buffer=buffer, bf16=bf16):
+            found, indices[rows] = top_k(pre, k)
+            values[rows] = found.to(values.dtype)
+        if bf16:
+            values = _exact(TopKCode(values, indices).flat(), x, encoder, bias).view_as(values)
+        return TopKCode(values.relu_(), indices)
+
+
+def entries_above(
+    x: Tensor, encoder: Tensor, bias: Tensor, floor: Tensor, *, buffer: Tensor | None = None, bf16: bool = False
+) -> FlatCode:
+    """Every entry with p > floor, by row, then by feature.
+
+    Args:
+        floor: () for all features or (d_sae,) for each.
+    """
+    values, indices, counts = [], [], []
+    with torch.no_grad():
+        for _, pre in pre_activations(x, encoder, bias, buffer=buffer, bf16=bf16):
+            on = pre > floor
+            row, feature = on.nonzero(as_tuple=True)
+            values.append(pre[row, feature].to(x.dtype))
+            indices.append(feature)
+            counts.append(torch.bincount(row, minlength=pre.shape[0]))
+        if not counts:
+            empty = torch.empty(0, dtype=torch.int64, device=x.device)
+            return FlatCode(x.new_empty(0), empty, empty)
+        each = torch.cat(counts)
+        code = FlatCode(torch.cat(values), torch.cat(indices), each.cumsum(0) - each)
+        return code._replace(values=_exact(code, x, encoder, bias)) if bf16 else code
+
+
+def largest_entries(
+    x: Tensor,
+    encoder: Tensor,
+    bias: Tensor,
+    n: int,
+    *,
+    guess: float = 0.0,
+    buffer: Tensor | None = None,
+    bf16: bool = False,
+) -> FlatCode:
+    """The n largest positive entries of the whole batch (fewer if fewer are positive), by row.
+
+    Exact for any `guess`, a lower bound tried first: with one a little below the n-th largest value, few entries
+    more than n are ever held; where it is too high, the product is done again without it.
+    """
+    floor = x.new_tensor(max(guess, 0.0))
+    code = entries_above(x, encoder, bias, floor, buffer=buffer, bf16=bf16)
+    if code.values.numel() < n and guess > 0:
+        code = entries_above(x, encoder, bias, torch.zeros_like(floor), buffer=buffer, bf16=bf16)
+    if bf16:  # a value that rounded to above zero may be below it
+        code = code._replace(values=code.values.relu())
+    if code.values.numel() <= n:
+        return code
+    nth = code.values.kthvalue(code.values.numel() - n + 1).values
+    keep = code.values > nth
+    ties = (code.values == nth).nonzero().squeeze(1)
+    keep[ties[: n - int(keep.sum())]] = True  # of equal values, the first by row
+    return code.keep(keep)
+
+
+def _exact(code: FlatCode, x: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
+    """(n,) pre-activations of the chosen entries in the precision of x."""
+    return row_dots(code, x, encoder) + bias[code.indices]
