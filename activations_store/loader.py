@@ -8,7 +8,7 @@ Memory: 2 x pool_rows x (row bytes + 40). Good shuffling needs a pool that holds
 256 maps of 256 tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -22,6 +22,10 @@ from .store import ActivationStore
 
 if TYPE_CHECKING:
     from .torch_rows import TensorRows
+
+
+Cast = Callable[[np.ndarray, np.ndarray], None]
+"""Called with (target, source) of equal shapes."""
 
 
 class RowBatch(NamedTuple):
@@ -148,6 +152,7 @@ class RowLoader:
         self._pool_rows = min(pool_rows, self._hi - self._lo)
         shape = (self._pool_rows, self._site.stored_channels)
         self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
+        self._scratch = np.empty((min(batch_size, self._pool_rows), shape[1]), self._site.stored_dtype.stored)
         self._window: _Window | None = None
         self._next: tuple[tuple[int, int], Future[_Window]] | None = None
         # The planner waits for the readers, so it must not be one of them.
@@ -188,11 +193,13 @@ class RowLoader:
         x = np.empty((self.batch_size, self._site.channels), np.float32)
         return RowBatch(x, *self.next_into(x))
 
-    def next_into(self, x: np.ndarray) -> np.ndarray:
+    def next_into(self, x: np.ndarray, cast: Cast = np.copyto) -> np.ndarray:
         """Deliver the next batch into memory of the caller's choice, such as pinned memory.
 
         Args:
             x: (batch_size, d) float32, C-contiguous; filled.
+            cast: copies float16 or float32 rows into a float32 array of the same shape; torch does that about
+                three times as fast as numpy.
 
         Returns:
             (4, batch_size) int64: sample, step, branch and token of every row.
@@ -207,7 +214,9 @@ class RowLoader:
             window = self._get_window(epoch, self._lo + offset - at)
             slots = window.order[at : at + self.batch_size - done]
             part = slice(done, done + len(slots))
-            x[part] = self._site.stored_dtype.decode(window.pool.take(slots, axis=0))
+            rows = self._scratch[: len(slots)]
+            window.pool.take(slots, axis=0, out=rows, mode="clip")  # without "clip" numpy makes a copy first
+            cast(x[part], self._site.stored_dtype.decode(rows))
             window.where.take(slots, axis=1, out=where[:, part])
             done += len(slots)
         self._position += 1

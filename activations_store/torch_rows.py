@@ -6,6 +6,7 @@ that `batch.x.to(device, non_blocking=True)` overlaps with the next batch.
 
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -44,10 +45,14 @@ class TensorRows:
 
     def __next__(self) -> TensorBatch:
         x = torch.empty(self.loader.batch_size, self.loader.d, pin_memory=self.pin)
-        return TensorBatch(x, *torch.from_numpy(self.loader.next_into(x.numpy())).unbind(0))
+        return TensorBatch(x, *torch.from_numpy(self.loader.next_into(x.numpy(), _cast)).unbind(0))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.loader.close()
+
+
+def _cast(target: np.ndarray, source: np.ndarray) -> None:
+    torch.from_numpy(target).copy_(torch.from_numpy(source))
