@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from probe.canvas import FACTORS, Judge, render_batch
-from probe.canvas.train.wrecks import PIXEL_WRECKS
+from probe.canvas.train.wrecks import PIXEL_WRECKS, blends
+from probe.canvas.world import Split
 
 FRESH_SEED = 977  # used by no training and no calibration
 
@@ -15,13 +16,14 @@ def judge() -> Judge:
     return Judge.load()
 
 
-def test_reads_held_out_renders(judge: Judge) -> None:
-    batch = render_batch(range(1000), split="all", seed=FRESH_SEED)
+# A sixth of the held-out images are watercolor keys, whose washed edge is nearest to a sketch.
+@pytest.mark.parametrize(("split", "floor"), [("all", 0.99), ("held_out", 0.98)])
+def test_reads_held_out_renders(judge: Judge, split: Split, floor: float) -> None:
+    batch = render_batch(range(1000), split=split, seed=FRESH_SEED)
     verdict = judge(batch.images)
     for i, (factor, names) in enumerate(FACTORS.items()):
         accuracy = np.mean(verdict.labels(factor) == np.asarray(names)[batch.labels[:, i]])
-        # Measured on 2,000 others: object .991, style .985, colour and background 1. The goal is .99 each.
-        assert accuracy >= 0.97, f"{factor}: {accuracy:.3f}"
+        assert accuracy >= floor, f"{factor}: {accuracy:.3f}"
     assert verdict.is_artifact.mean() <= 0.02
 
 
@@ -31,7 +33,8 @@ def test_calls_wrecks_artifacts(judge: Judge, kind) -> None:
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     y = torch.cat([kind(chunk, torch.Generator().manual_seed(i)) for i, chunk in enumerate(x.split(8))])
     wrecked = ((y.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert judge(wrecked).is_artifact.mean() >= 0.6
+    # Two objects of one outline on top of each other look like one.
+    assert judge(wrecked).is_artifact.mean() >= (0.85 if kind is blends else 0.9)
 
 
 def test_probabilities_are_calibrated(judge: Judge) -> None:
