@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description="What capture costs.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the channels and 5 images, in two minutes")
-    parser.add_argument("--images", type=int, default=16, help="images drawn in each way")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--images", type=int, default=10, help="images drawn in each way")
+    parser.add_argument("--steps", type=int, default=6, help="denoising steps")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     for library in (diffusers_logging, transformers_logging):
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "store_mb_an_image": n_bytes / n / 1e6,
         "largest_difference_to_nnsight": difference,
         "threads": torch.get_num_threads(),
-        "load_before": load_before,
+        "load": [load_before, os.getloadavg()[0]],
         "nnsight": version("nnsight"),
         "quick": options.quick,
     }

@@ -20,7 +20,7 @@ from probe.capture.generation import Generation
 from probe.capture.image_plan import ImagePlan
 from probe.capture.plan import CapturePlan
 from probe.capture.real_images import MASKS, RealImages
-from probe.capture.size import check_fits, disk_use, sample_table
+from probe.capture.size import SHARDS_HELD, check_fits, disk_use, sample_table
 from probe.capture.source import Source, buffers_of, spec_of, store_record
 from probe.errors import ModelMismatch
 from probe.model.fingerprint import fingerprint, model_name
@@ -29,8 +29,6 @@ from probe.model.pipeline import Pipeline
 
 STORE_FILE = "store.json"
 IMAGES = "images"
-MAX_PENDING = 2
-"""Shards that may wait for the disk, beside the one being filled and the one being written."""
 
 
 def collect(
@@ -68,19 +66,28 @@ def collect(
     if not resume and (out / STORE_FILE).exists():
         raise StoreExists(f"collect: there is a store in {str(out)!r} already. Choose another folder, or resume it.")
     spec = spec_of(source)
-    if not (out / STORE_FILE).exists():
-        check_fits(source, disk_use(source), out)
-    writer = _open_writer(source, spec, out)
-    pending = writer.pending()
-    check_fits(source, disk_use(source), out, share=len(pending) / spec.n_shards)
+    use, started = disk_use(source), (out / STORE_FILE).exists()
+    if not started:
+        check_fits(source, use, out)  # before there is a folder
+    with _open_writer(source, spec, out) as writer:
+        pending = writer.pending()
+        if started:
+            check_fits(source, use, out, share=len(pending) / spec.n_shards)
+        for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
+            _clean(out / folder)
+        _fill(source, spec, writer, pending, out, progress)
+    return ActivationStore.open(out)
+
+
+def _fill(
+    source: Source, spec: StoreSpec, writer: StoreWriter, pending: list[int], out: Path, progress: Progress | None
+) -> None:
+    """Run and write the pending shards."""
     done = spec.n_samples - sum(len(spec.shard_samples(shard)) for shard in pending)
-    for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
-        _clean(out / folder)
-    with AsyncShardWriter(writer, max_pending=MAX_PENDING) as background:
+    with AsyncShardWriter(writer, max_pending=SHARDS_HELD - 2) as background:
         for shard in pending:
-            samples = spec.shard_samples(shard)
             buffers = buffers_of(source, spec, shard)
-            for batch in plan.batches(samples):
+            for batch in source.plan.batches(spec.shard_samples(shard)):
                 buffers.begin(batch)
                 pixels = source.run(buffers.receive, batch)
                 buffers.end()
@@ -92,7 +99,6 @@ def collect(
                 if progress is not None:
                     progress(done, spec.n_samples)
             background.submit(shard, buffers.arrays)
-    return ActivationStore.open(out)
 
 
 def open_source(pipe: Pipeline, plan: CapturePlan | ImagePlan, *, images: bool | None = None) -> Source:

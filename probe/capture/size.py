@@ -151,6 +151,7 @@ def check_fits(source: Source, use: DiskUse, out: Path, *, share: float = 1.0, m
         NotEnoughSpace, NotEnoughMemory: with what is needed, what there is, and cheaper settings.
     """
     spec = spec_of(source)
+    # What zstd saves is not known before; only what cannot fit even at half the size is refused.
     known = use.total if source.plan.compression is None else use.total // 2
     needed = round((known + use.n_files * BLOCK_BYTES // 2) * share)
     free = free_space(out)
