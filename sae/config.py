@@ -19,7 +19,6 @@ DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent sile
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
 MATMULS = ("fp32", "bf16")
 _NESTED = (16, 8, 4, 2)  # Matryoshka: the default sizes are d_sae divided by these, and d_sae
-_SPARSITY = {"relu": 0.1, "jumprelu": 1.0}
 
 # Numbers of a TrainConfig that must be above zero where they are given.
 _POSITIVE = (
@@ -78,7 +77,7 @@ class SAEConfig(_Config):
     k_aux: int | None = None  # dead features used by that loss; None = d_in // 2
     dead_after: int = DEAD_AFTER_MAX  # a feature silent for this many rows is dead
     input_scale: bool = True  # train on x*s with E||x*s|| = sqrt(d_in); folded into the weights when saved
-    sparsity: float | None = _quiet(None)  # weight of the sparsity term; None = 1 for jumprelu, 0.1 for relu
+    sparsity: float = _quiet(1.0)  # jumprelu, relu: weight of the sparsity term
     bandwidth: float = _quiet(0.1)  # jumprelu: width of the smoothed step, in units of s x
     prefixes: tuple[int, ...] | None = _quiet(None)  # matryoshka: sizes m_j; None = d_sae / 16, / 8, / 4, / 2, all
     matmul: str = _quiet("fp32")  # encoder product in training: "bf16" chooses in bfloat16, values stay exact
@@ -90,7 +89,7 @@ class SAEConfig(_Config):
         )
         _require(self.matmul in MATMULS, f"matmul is {self.matmul!r}; expected one of {', '.join(MATMULS)}.")
         _require(
-            self.sparsity is None or self.sparsity >= 0,
+            self.sparsity >= 0,
             f"sparsity is {self.sparsity}; a negative weight would reward features for being on.",
         )
         _require(self.bandwidth > 0, f"bandwidth is {self.bandwidth}; it must be positive.")
@@ -126,11 +125,6 @@ class SAEConfig(_Config):
             return self.prefixes
         return tuple(sorted({self.d_sae // n for n in _NESTED if self.d_sae >= n} | {self.d_sae}))
 
-    @property
-    def sparsity_weight(self) -> float:
-        """Weight of the sparsity term; 0 where the architecture has none."""
-        return _SPARSITY.get(self.architecture, 0.0) if self.sparsity is None else self.sparsity
-
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):
@@ -165,7 +159,7 @@ class TrainConfig(_Config):
     log_every: int = 50  # steps between progress reports
     eval_rows: int = 1_000_000  # rows for the metrics at the end, at most
     architecture: str = _quiet("topk")  # see SAEConfig, as the four that follow
-    sparsity: float | None = _quiet(None)
+    sparsity: float = _quiet(1.0)
     bandwidth: float = _quiet(0.1)
     prefixes: tuple[int, ...] | None = _quiet(None)
     matmul: str = _quiet("fp32")

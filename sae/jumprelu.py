@@ -73,9 +73,7 @@ class JumpReLUSAE(SparseAutoencoder):
         """Loss and gradients; see the module."""
         theta, width = self.thresholds(), self.config.bandwidth
         near = entries_above(**self._product(centred), floor=theta - width / 2, bf16=self.config.matmul == "bf16")
-        result, grad_theta = jumprelu_step(
-            self._four(), centred, near, theta, width, self.k, self.config.sparsity_weight, aux
-        )
+        result, grad_theta = jumprelu_step(self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux)
         return result, {"log_threshold": grad_theta * theta}
 
 

@@ -28,8 +28,10 @@ class Adam:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
         if self._clip_norm is not None:
             factor = (self._clip_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
-            for gradient in gradients.values():
-                gradient.mul_(factor)
+            # On a GPU the question would wait for the device; on a CPU the answer saves a pass over all gradients.
+            if factor.device.type != "cpu" or factor < 1:
+                for gradient in gradients.values():
+                    gradient.mul_(factor)
         adam(
             list(self._tensors.values()),
             [gradients[name] for name in self._tensors],

@@ -34,7 +34,7 @@ class ReluSAE(SparseAutoencoder):
 
     def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        return relu_step(self._four(), centred, self.config.sparsity_weight, self._scratch(centred.shape[0])), {}
+        return relu_step(self._four(), centred, self.config.sparsity, self._scratch(centred.shape[0])), {}
 
 
 def relu_step(parameters: Parameters, centred: Tensor, weight: float, buffer: Tensor | None = None) -> StepResult:

@@ -87,10 +87,10 @@ def reference(sae: SparseAutoencoder, x: torch.Tensor, dead: torch.Tensor) -> tu
         assert isinstance(on, torch.Tensor)
         # z = p [p > theta]: p passes where on; the smoothed step has height theta at the threshold.
         z = pre * on.detach() + theta.detach() * (on - on.detach())
-        extra = config.sparsity_weight * (on.sum(1).mean() / config.k - 1) ** 2
+        extra = config.sparsity * (on.sum(1).mean() / config.k - 1) ** 2
     else:
         z = pre.relu()
-        extra = config.sparsity_weight * z.sum() / (len(x) * config.d_in**0.5)
+        extra = config.sparsity * z.sum() / (len(x) * config.d_in**0.5)
     sizes = config.nested if config.architecture == "matryoshka" else (config.d_sae,)
     errors = [(x - (z[:, :m] @ decoder[:m] + b_dec)).pow(2).sum() / variance for m in sizes]
     loss = sum(errors[1:], errors[0]) / len(errors) + extra
@@ -250,3 +250,9 @@ def test_refusals(tmp_path: Path) -> None:
     path.write_text(json.dumps(cfg | {"architecture": "topk"}))
     with pytest.raises(CorruptFile, match="do not belong together"):
         load_sae(tmp_path)
+
+
+def test_command_line_knows_them_all() -> None:
+    from apps.commands import train
+
+    assert train.ARCHITECTURES == ARCHITECTURES

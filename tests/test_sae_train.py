@@ -17,6 +17,7 @@ from sae_world import SITE, World, plant
 from activations_store import ActivationStore
 from sae import TrainConfig, TrainProgress, load_sae, split_samples, train
 from sae._files import file_hash
+from sae.config import ARCHITECTURES
 from sae.errors import NonFiniteLoss, RunMismatch
 
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
@@ -122,34 +123,50 @@ import sys
 from activations_store import ActivationStore
 from sae import TrainConfig, train
 import json
-train(ActivationStore.open(sys.argv[1]), TrainConfig.from_json(json.loads(sys.argv[2])), sys.argv[3])
+for config, folder in json.loads(sys.argv[2]):
+    train(ActivationStore.open(sys.argv[1]), TrainConfig.from_json(config), folder)
 """
 
 
 @pytest.mark.slow
 def test_killed_at_any_point_and_rerun_gives_the_same_bits(world: World, tmp_path: Path) -> None:
-    config = TrainConfig(**QUICK, rows=300_000, checkpoint_rows=2560)
-    command = [sys.executable, "-c", CHILD, str(world.store.path), json.dumps(config.to_json())]
-    root = str(Path(__file__).parent.parent)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, timeout=120)
+    def jobs(name: str, which: tuple[str, ...] = ARCHITECTURES) -> list[str]:
+        """A command that trains these architectures into tmp_path/name/ARCHITECTURE."""
+        config = TrainConfig(**QUICK, rows=60_000, lr=2e-3, checkpoint_rows=2560, dead_after=2560)
+        todo = [(config.to_json() | {"architecture": a}, str(tmp_path / name / a)) for a in which]
+        return [sys.executable, "-c", CHILD, str(world.store.path), json.dumps(todo)]
 
-    checkpoints = tmp_path / "killed/checkpoint"
-    resumed_after = []
-    for kill in range(2):
-        child = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
-        deadline = time.monotonic() + 60
-        start = _newest(checkpoints)
-        while _newest(checkpoints) < start + 40 + 33 * kill and time.monotonic() < deadline:
-            assert child.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait(10) == -signal.SIGKILL
-        assert not (tmp_path / "killed/sae_weights.safetensors").exists()
-        resumed_after.append(_newest(checkpoints))
-    assert 0 < resumed_after[0] < resumed_after[1]
-    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, timeout=120)
-    assert _weights(tmp_path / "killed") == _weights(tmp_path / "whole")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(jobs("whole"), env=environment, check=True, timeout=600)
+    for number, architecture in enumerate(ARCHITECTURES):
+        folder = tmp_path / "killed" / architecture
+        for kill in range(2 if architecture == "topk" else 1):
+            start = _newest(folder / "checkpoint")
+            child = subprocess.Popen(jobs("killed", (architecture,)), env=environment)
+            deadline = time.monotonic() + 300
+            while _newest(folder / "checkpoint") < start + 40 + 23 * (number + kill) and time.monotonic() < deadline:
+                assert child.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.002)
+            child.send_signal(signal.SIGKILL)
+            assert child.wait(10) == -signal.SIGKILL
+            assert not (folder / "sae_weights.safetensors").exists()
+            assert _newest(folder / "checkpoint") > start
+    subprocess.run(jobs("killed"), env=environment, check=True, timeout=600)
+    for architecture in ARCHITECTURES:
+        assert _weights(tmp_path / "killed" / architecture) == _weights(tmp_path / "whole" / architecture), architecture
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "jumprelu", "relu"])
+def test_every_architecture_learns_the_planted_features(world: World, tmp_path: Path, architecture: str) -> None:
+    config = TrainConfig(**QUICK, rows=120_000, lr=3e-3, holdout=0.1, architecture=architecture)
+    result = train(world.store, config, tmp_path)
+    decoder = result.sae.W_dec.detach()
+    best = (torch.from_numpy(world.features).float() @ decoder.T).max(dim=1).values
+    # Nothing is nested in these data, and a matryoshka pays for nesting what it learns.
+    assert float(best.mean()) > (0.75 if architecture == "matryoshka" else 0.9)
+    assert result.metrics["explained_variance"] > 0.75
+    if architecture != "relu":
+        assert result.metrics["l0"] == pytest.approx(4, rel=0.2)
 
 
 def _newest(checkpoints: Path) -> int:

@@ -1,4 +1,4 @@
-"""``denoscope train``: train a TopK sparse autoencoder on one site of a store."""
+"""``denoscope train``: train a sparse autoencoder on one site of a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 _EXAMPLE = """
 denoscope train runs/x/store --site up_blocks.1 --expansion 8 --k 16 --out runs/x/sae
 denoscope train runs/x --site mid_block --expansion 16 --k 32 --epochs 3
+denoscope train runs/x --site mid_block --architecture batchtopk --k 32 --out runs/x/batchtopk
+denoscope train runs/x --site mid_block --architecture matryoshka --d-sae 512 --prefixes 64 256 512
+denoscope train runs/x --site mid_block --architecture jumprelu --k 32 --sparsity 1
+denoscope train runs/x --site mid_block --architecture relu --sparsity 0.5
 """
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
+"""As `sae.config.ARCHITECTURES`, without importing torch for a help text."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -24,7 +30,7 @@ def add_parser(commands: Commands) -> None:
         "train",
         run,
         summary="train a sparse autoencoder on a site",
-        about="Train a TopK sparse autoencoder on the rows of one site, over all steps. Writes cfg.json and "
+        about="Train a sparse autoencoder on the rows of one site, over all steps. Writes cfg.json and "
         "sae_weights.safetensors (sae-lens loads the folder), metrics.json and train_log.jsonl.",
         example=_EXAMPLE,
         resumable=True,
@@ -34,7 +40,25 @@ def add_parser(commands: Commands) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--expansion", type=positive, default=8, help="features as a multiple of the site's width")
     size.add_argument("--d-sae", type=positive, help="number of features")
-    parser.add_argument("--k", type=positive, default=16, help="features that are on for a row")
+    parser.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES,
+        default="topk",
+        help="topk: k features for every row; batchtopk: k on average; matryoshka: the same, nested; "
+        "jumprelu: a learned threshold for each feature, aimed at k; relu: an L1 penalty",
+    )
+    parser.add_argument("--k", type=positive, default=16, help="features that are on for a row (relu: not used)")
+    parser.add_argument("--sparsity", type=float, default=1.0, help="jumprelu, relu: weight of the sparsity term")
+    parser.add_argument(
+        "--prefixes", type=positive, nargs="+", help="matryoshka: sizes of the nested dictionaries, the last d_sae"
+    )
+    parser.add_argument(
+        "--matmul",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="encoder product; bf16 chooses features in bfloat16 and computes their values exactly: faster where the "
+        "processor has instructions for it",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, default=2.0, help="passes over the store")
     length.add_argument("--rows", type=positive, help="rows to train on")
@@ -63,6 +87,10 @@ def run(options: argparse.Namespace) -> None:
         d_sae=options.d_sae,
         expansion=None if options.d_sae else options.expansion,
         k=options.k,
+        architecture=options.architecture,
+        sparsity=options.sparsity,
+        prefixes=None if options.prefixes is None else tuple(options.prefixes),
+        matmul=options.matmul,
         rows=options.rows,
         epochs=None if options.rows else options.epochs,
         batch_size=options.batch_size,
@@ -73,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
     )
     owner, _ = run_of(store.path)
     out = options.out or owner.new("sae", site_name(site))
-    print(f"site {site}, k {config.k}, into {out}")
+    print(f"site {site}, {config.architecture}, k {config.k}, into {out}")
     clock = Clock()
     with training_bar() as progress:
         result = train(store, config, out, progress=progress, device=options.device)
