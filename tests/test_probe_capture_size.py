@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections import namedtuple
@@ -138,7 +137,6 @@ def test_host_memory_stays_below_the_prediction(tiny_folder, tiny_pipe, tmp_path
         check=True,
     )
     predicted, real = json.loads(done.stdout)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
     assert real <= 1.25 * predicted and predicted <= 2 * real
 
 

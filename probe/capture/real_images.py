@@ -49,7 +49,8 @@ class RealImages:
         self.n_extra_files = sum(1 for mask in plan.masks if mask)
         self._sites = resolve_sites(pipe, plan.sites)
         self._levels = noise_levels(pipe.scheduler, plan.log_snr)  # as the plan: most noise first
-        self._path = inversion_path(pipe.scheduler, plan.inversion_steps, self._levels)
+        inverted = plan.mode == "invert"
+        self._path = inversion_path(pipe.scheduler, plan.inversion_steps, self._levels) if inverted else []
         first = condition(pipe, plan.prompts[:1], plan.guidance)
         self.size = image_size(pipe, first.sample_shape)
         x0 = encode(pipe, self._load(range(1)), first.sample_shape)
