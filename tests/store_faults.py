@@ -33,7 +33,7 @@ from store_support import (
 
 from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter, errors
 
-_MANY = {"n_samples": 36, "samples_per_shard": 3, "n_steps": 2}
+_MANY: dict[str, Any] = {"n_samples": 36, "samples_per_shard": 3, "n_steps": 2}
 SPECS: dict[str, StoreSpec] = {
     "plain": small_spec(JOINED, SiteSpec("big", 256, 32), BITS, **_MANY),
     "zstd": small_spec(JOINED, SiteSpec("single", 40, 20, dtype="float32"), compression="zstd", **_MANY),
