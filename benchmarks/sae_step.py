@@ -49,12 +49,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="shapes A and B, two rounds, within two minutes")
     parser.add_argument("--rounds", type=int, default=9, help="rounds for A and B; C gets a third")
     parser.add_argument("--shapes", default="ABC", help="which shapes")
-    parser.add_argument("--parity-steps", type=int, default=300, help="steps of the parity runs")
+    parser.add_argument("--parity-steps", type=int, default=200, help="steps of the parity runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    config = {"rounds": options.rounds, "quick": options.quick, "threads": 1, "peers": peer_versions()}
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float | None] = {}
+    ratios |= parity(100 if options.quick else options.parity_steps)
+    for key, value in ratios.items():
+        print(f"{key}: {value:.5f}", flush=True)
     for name in "AB" if options.quick else options.shapes:
         rounds = 2 if options.quick else max(2, options.rounds // 3 if name == "C" else options.rounds)
         times = measure(SHAPES[name], rounds)
@@ -64,12 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         ratios |= {f"{key}_{name}": value["median"] for key, value in found.items()}
         for key, value in found.items():
             print(f"{key}_{name}: {value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})", flush=True)
-    facts = parity(100 if options.quick else options.parity_steps)
-    ratios |= facts
-    for key, value in facts.items():
-        print(f"{key}: {value:.5f}")
-    config = {"rounds": options.rounds, "quick": options.quick, "threads": 1, "peers": peer_versions()}
-    Measurement("sae_step", rows, ratios, config=config).write(options.out)
+        Measurement("sae_step", rows, ratios, config=config).write(options.out)  # each shape takes minutes
 
 
 def measure(shape: Shape, rounds: int) -> dict[str, list[tuple[float, float]]]:
