@@ -29,6 +29,7 @@ from .errors import InvalidMetadata, InvalidStatistics, MissingSamples, explain
 from .fileio import Lock, check_folder, read_small, write_atomic
 from .layout import Layout
 from .selection import BranchSelection, resolve_branches
+from .spec import StoreSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,6 @@ FORMAT = "denoscope-statistics"
 VERSION = 1
 LEVELS = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 """Quantile levels that are kept."""
-MAX_FILE_BYTES = 16 * 2**30
 _BLOCK_ROWS = 16384
 _PATTERNS = 2**16
 _FIELDS = ("n_rows", "n_skipped", "mean", "variance", "covariance", "values", "norm_mean", "norms")
@@ -139,7 +139,7 @@ def read_statistics(store: "ActivationStore", site: str, *, branches: BranchSele
     store = store.holding(site)
     names = view.sel(branch=branches).branches
     path = _path(store, view, list(names))
-    result, basis = read_file(path)
+    result, basis = read_file(path, store.spec)
     if (result.site, result.branches) != (site, names) or basis != basis_of(store.hashes, site, _values(store, site)):
         raise InvalidStatistics(
             explain(f"{path} is not about what is committed now", next_step="store.statistics(...) computes it again")
@@ -147,7 +147,7 @@ def read_statistics(store: "ActivationStore", site: str, *, branches: BranchSele
     return result
 
 
-def read_file(path: "Path") -> tuple[SiteStatistics, str]:
+def read_file(path: "Path", spec: StoreSpec) -> tuple[SiteStatistics, str]:
     """What a file of statistics says, and the hash of what it covers (`basis_of`).
 
     Raises:
@@ -155,7 +155,7 @@ def read_file(path: "Path") -> tuple[SiteStatistics, str]:
         InvalidStatistics: it is damaged.
     """
     try:
-        data = read_small(path, MAX_FILE_BYTES)
+        data = read_small(path, _size_limit(spec))
         result, basis = _parse(data)
         if _to_bytes(result, basis) != data:
             raise ValueError("its bytes differ from its own hash")
@@ -263,6 +263,12 @@ def _stacked(steps: list[_Accumulator], covariance: bool) -> tuple[Any, ...]:
         norm_mean,
         np.stack([s.norm_quantiles() for s in steps]),
     )
+
+
+def _size_limit(spec: StoreSpec) -> int:
+    """Bytes that no honest file of this store passes."""
+    c = max(site.channels for site in spec.sites)
+    return 2**20 + spec.n_steps * (4 * c * c + 16 * c + 8 * len(LEVELS) + 64)
 
 
 def _values(store: "ActivationStore", site: str) -> dict[int, str]:

@@ -187,7 +187,7 @@ def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
         if path.name.startswith("."):
             continue  # a leftover
         try:
-            found, basis = read_file(path)
+            found, basis = read_file(path, info.spec)
         except (StoreError, OSError) as error:
             problems.append(Problem("statistics", str(error), _relative(layout, path)))
             continue

@@ -138,5 +138,11 @@ def test_hostile_places(tmp_path: Path) -> None:
     with pytest.raises(errors.UnsafePath):
         store.statistics("a")
     file.unlink()
+    with file.open("wb") as huge:
+        huge.truncate(50 * 2**30)  # sparse
+    with pytest.raises(errors.InvalidStatistics, match="too large"):
+        read_statistics(store, "a")
+    assert [p.kind for p in store.verify()] == ["statistics"]
+    file.unlink()
     (store.path / "statistics/.a.safetensors.0badc0de-1-1.tmp").write_bytes(b"x")
     assert len(gc(store.path, older_than_hours=-1)) == 1
