@@ -172,7 +172,7 @@ def kill_and_resume(folder: Path, spec: str, kills: int, rng: random.Random) -> 
             # on however slow the machine is.
             kill = None
             if seen["kills"] < kills:
-                kill = (0 if seen["kills"] % 20 < 3 else rng.randint(0, 2), rng.uniform(0.0, longest))
+                kill = (0 if seen["kills"] % 20 < 3 else rng.randint(1, 3), rng.uniform(0.0, longest))
             (code,) = writers.run(path, spec, [None], kill_after=kill)
             if code == 0:
                 assert tree_hashes(path) == whole
