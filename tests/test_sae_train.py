@@ -144,7 +144,8 @@ def test_killed_at_any_point_and_rerun_gives_the_same_bits(world: World, tmp_pat
             start = _newest(folder / "checkpoint")
             child = subprocess.Popen(jobs("killed", (architecture,)), env=environment)
             deadline = time.monotonic() + 300
-            while _newest(folder / "checkpoint") < start + 20 + 10 * (number % 3 + kill) and time.monotonic() < deadline:
+            enough = start + 20 + 10 * (number % 3 + kill)
+            while _newest(folder / "checkpoint") < enough and time.monotonic() < deadline:
                 assert child.poll() is None, "the run ended before it could be killed"
                 time.sleep(0.002)
             child.send_signal(signal.SIGKILL)
