@@ -37,7 +37,8 @@ def bench_canvas(
     Args:
         pipe: canvas.
         judge: reads images.
-        n: prompts of trained combinations; max(n // 2, 1) of held-out ones, and n renders.
+        n: prompts of trained combinations, and renders; half as many of held-out ones, and a quarter of both at
+            diffusers' call defaults, which take five times the steps.
         seed: of the first image.
         batch_size: images at a time.
         device: for the record.
@@ -49,8 +50,9 @@ def bench_canvas(
     parameters = inspect.signature(pipe.__call__).parameters
     call = (int(parameters["num_inference_steps"].default), float(parameters["guidance_scale"].default))
     rows: list[dict[str, Any]] = []
-    for name, (steps, guidance) in ((SHIPPED, tuple(shipped)), (CALL, call)):
-        for split, prompts in (("trained", trained), ("held out", held_out)):
+    for name, (steps, guidance), share in ((SHIPPED, tuple(shipped), 1), (CALL, call, 4)):
+        for split, everything in (("trained", trained), ("held out", held_out)):
+            prompts = everything.first(max(len(everything.prompts) // share, 1))
             first = seed if split == "trained" else seed + n
             verdict, seconds = _generated(
                 pipe, judge, prompts, first, int(steps), guidance, batch_size, f"{name}, {split}"
@@ -85,6 +87,45 @@ def canvas_table(measured: Measurement) -> str:
         about = f", {first['steps']} steps, guidance {first['guidance']:g}" if first.get("steps") else ""
         body.append([f"{images}{about}: {split}", str(first["n"]), *cells])
     return table(["", "n", *names], body)
+
+
+def contact_sheet(pipe: DiffusionPipeline, seed: int, *, batch_size: int = 16) -> np.ndarray:
+    """Every object in every style as the model draws it, beside renders of the same captions, (H, W, 3) uint8.
+
+    One sample each, none of them chosen; colours and backgrounds rotate.
+    """
+    from apps.images import labelled_grid
+    from probe.canvas import BACKGROUNDS, COLOURS, OBJECTS, STYLES, caption, parse_caption, render, sample_scene
+    from probe.model import generate
+    from probe.unlearning import PromptGrid
+
+    factors = {"style": STYLES, "object": OBJECTS}
+    grid = PromptGrid.product(caption, factors, [seed], rotate={"colour": COLOURS, "background": BACKGROUNDS})
+    with bar("contact sheet") as progress:
+        samples = generate(pipe, grid.prompts, grid.seeds, batch_size=batch_size, progress=progress)
+    rng = np.random.default_rng(seed)
+    renders = [
+        render(sample_scene(rng, split="all", **parse_caption(prompt)), seed=int(rng.integers(2**31))).image
+        for prompt in grid.prompts
+    ]
+    cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {
+        (style, name): pair
+        for style, name, pair in zip(
+            grid.labels["style"], grid.labels["object"], zip(samples, renders, strict=True), strict=True
+        )
+    }
+    rows = [
+        [*(cells[style, name][0] for name in OBJECTS), None, *(cells[style, name][1] for name in OBJECTS)]
+        for style in STYLES
+    ]
+    return labelled_grid(
+        rows,
+        row_labels=STYLES,
+        column_labels=[*OBJECTS, "", *OBJECTS],
+        side=64,
+        gap=3,
+        title="samples of the model (left), renders of the same captions (right)",
+    )
 
 
 def _generated(

@@ -32,6 +32,10 @@ class LabelledPrompts:
     prompts: tuple[str, ...]
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def first(self, n: int) -> LabelledPrompts:
+        """The first n of them."""
+        return LabelledPrompts(self.prompts[:n], {name: values[:n] for name, values in self.labels.items()})
+
 
 def balanced(
     n: int,

@@ -8,7 +8,7 @@ from pathlib import Path
 from apps.commands._options import Commands, add_command, load_model, new_file, positive
 
 _EXAMPLE = """
-denoscope bench canvas --n 1000 --out canvas.json
+denoscope bench canvas --n 1000 --out canvas.json --sheet canvas.png
 denoscope bench canvas --quick --out quick.json
 """
 QUICK_N = 96
@@ -33,16 +33,19 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--sheet", type=Path, help="also draw every object in every style, beside renders, as a PNG")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and write."""
-    from apps.bench_canvas import bench_canvas, canvas_table
+    from apps.bench_canvas import bench_canvas, canvas_table, contact_sheet
+    from apps.images import save_png
     from apps.judging import shipped_judge
     from apps.progress import Clock
 
     out = new_file(options.out, force=options.force)
+    sheet = options.sheet and new_file(options.sheet, force=options.force)
     judge = shipped_judge()
     options.model = "canvas"
     pipe = load_model(options)
@@ -51,4 +54,7 @@ def run(options: argparse.Namespace) -> None:
     measured = bench_canvas(pipe, judge, n, seed=options.seed, batch_size=options.batch_size, device=options.device)
     measured.write(out)
     print(canvas_table(measured))
+    if sheet:
+        save_png(sheet, contact_sheet(pipe, options.seed, batch_size=options.batch_size))
+        print(f"\n{sheet}")
     print(f"\n{out} ({clock})")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.commands._options import Commands, add_command
+from apps.demo_config import DemoConfig
 
 _EXAMPLE = """
 denoscope demo --out runs/demo
@@ -27,8 +28,8 @@ def add_parser(commands: Commands) -> None:
         resumable=True,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--object", default="star", help="object to unlearn")
-    parser.add_argument("--style", default="neon", help="style to unlearn")
+    parser.add_argument("--object", default=DemoConfig.object, help="object to unlearn (default: %(default)s)")
+    parser.add_argument("--style", default=DemoConfig.style, help="style to unlearn (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a miniature that proves the plumbing and nothing else")
 
 
@@ -37,7 +38,6 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from apps.demo import run_demo
-    from apps.demo_config import DemoConfig
     from probe.canvas import FACTORS
     from probe.errors import UnknownConcept
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
             object=options.object,
             style=options.style,
             objects=tuple(dict.fromkeys((options.object, "star", "heart"))),
-            styles=tuple(dict.fromkeys((options.style, "flat", "neon"))),
+            styles=tuple(dict.fromkeys((options.style, "flat", "hatch"))),
         )
     measured = run_demo(config, options.out)
     print("\n" + summary(measured))
