@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,6 +183,14 @@ def test_grid():
     )
     assert len(rotated) == 12 and set(rotated.labels["colour"]) == {"red", "green", "blue", "pink"}
     assert rotated.select([3, 5]).prompts == (rotated.prompts[3], rotated.prompts[5])
+    crossed, turned = {"object": "abcdefghijkl", "style": "0123456789"}, {"colour": "ABCDEFGH", "background": "wxyz"}
+    grid = PromptGrid.product(lambda labels: " ".join(labels.values()), crossed, (0, 1), rotate=turned)
+    for factor, other in product(crossed, turned):
+        beside = Counter(zip(grid.labels[factor], grid.labels[other], strict=True))
+        for label in crossed[factor]:
+            counts = [beside[label, value] for value in turned[other]]
+            assert max(counts) - min(counts) <= 2, f"{factor} {label}: {other} occurs {counts} times"
+    assert max(Counter(zip(*(grid.labels[f] for f in ("style", *turned)), strict=True)).values()) <= 2
     with pytest.raises(EmptyPrompts):
         PromptGrid((), (), {})
     with pytest.raises(InvalidTable, match="lengths"):

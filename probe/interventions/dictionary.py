@@ -110,8 +110,8 @@ class TopKDictionary:
     ) -> torch.Tensor:
         """Codes of features from all pre-activations (N, d_sae); 0 where they are not above ``above``.
 
-        An entry is out as soon as k groups of entries have a larger maximum, which excludes nearly all at an eighth of the
-        cost; the entries larger than the others are counted one by one.
+        An entry is out as soon as k groups of entries have a larger maximum, which excludes nearly all at an eighth
+        of the cost; the entries larger than the others are counted one by one.
         """
         own = p[:, features]
         left = own > above

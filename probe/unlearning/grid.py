@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -54,9 +55,8 @@ class PromptGrid:
             caption: makes the prompt of a combination.
             factors: the labels to cross, for example objects and styles.
             seeds: seeds of each combination.
-            rotate: factors that must be in the caption but are not crossed; their labels follow a Latin
-                square over the crossed factors and the seeds, so that each of them occurs equally often
-                beside each crossed label.
+            rotate: factors that must be in the caption but are not crossed; beside each crossed label their
+                labels, and then their combinations, occur as equally often as the size allows.
 
         Raises:
             InvalidRequest: a factor has no labels, or no seed is given.
@@ -67,11 +67,11 @@ class PromptGrid:
         prompts: list[str] = []
         chosen: dict[str, list[str]] = {factor: [] for factor in [*factors, *rotate]}
         used: list[int] = []
-        for place in product(*(range(len(values)) for values in factors.values())):
-            for s, seed in enumerate(seeds):
-                labels = {factor: factors[factor][i] for factor, i in zip(factors, place, strict=True)}
-                for shift, (factor, values) in enumerate(rotate.items(), start=1):
-                    labels[factor] = values[(sum(place) + shift * s + place[0] * (shift - 1)) % len(values)]
+        rest = _Rotation(rotate)
+        for crossed in product(*factors.values()):
+            for seed in seeds:
+                labels = dict(zip(factors, crossed, strict=True))
+                labels |= rest.next(list(labels.items()))
                 prompts.append(caption(labels))
                 used.append(int(seed))
                 for factor, values in chosen.items():
@@ -96,3 +96,33 @@ class PromptGrid:
         if factor not in self.labels:
             raise UnknownConcept(f"grid: no factor {factor!r}; expected one of {', '.join(self.labels)}.")
         return tuple(dict.fromkeys(self.labels[factor]))
+
+
+class _Rotation:
+    """Deals combinations of labels so that none is tied to a crossed label: each time the one used least so far.
+
+    Shifting each factor by the position in the grid does not do this: two shifts can agree modulo a common divisor, and
+    then a style meets only half of the backgrounds, always with the same colours.
+    """
+
+    def __init__(self, factors: Mapping[str, Sequence[str]]) -> None:
+        self._combinations = [dict(zip(factors, labels, strict=True)) for labels in product(*factors.values())]
+        rng = np.random.default_rng(0)
+        self._order = [int(i) for i in rng.permutation(len(self._combinations))]
+        self._used: Counter[tuple[object, ...]] = Counter()
+
+    def next(self, beside: Sequence[tuple[str, str]]) -> dict[str, str]:
+        """The combination for a cell with these crossed labels."""
+
+        def wear(i: int) -> tuple[int, int, int, int]:
+            labels = self._combinations[i].items()
+            used = self._used
+            single = sum(used[crossed, label] for crossed in beside for label in labels)
+            return single, sum(used[crossed, i] for crossed in beside), used[(i,)], self._order[i]
+
+        best = min(range(len(self._combinations)), key=wear)
+        self._used[(best,)] += 1
+        for crossed in beside:
+            self._used[crossed, best] += 1
+            self._used.update((crossed, label) for label in self._combinations[best].items())
+        return self._combinations[best]
