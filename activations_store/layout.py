@@ -179,16 +179,15 @@ class StoreInfo:
 
     def to_bytes(self) -> bytes:
         """The bytes of `store.json`."""
-        data = jsonio.canonical(
-            {
-                "format": FORMAT,
-                "version": FORMAT_VERSION,
-                "spec": self.spec.to_dict(),
-                "fingerprint": self.fingerprint,
-                "plan": self.plan,
-                "hashes": self.hashes,
-            }
-        )
+        body = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "spec": self.spec.to_dict(),
+            "fingerprint": self.fingerprint,
+            "plan": self.plan,
+            "hashes": self.hashes,
+        }
+        data = jsonio.canonical(body | {"store_sha256": jsonio.content_hash(body)})
         if len(data) > MAX_STORE_JSON:
             raise InvalidMetadata(
                 explain(
@@ -246,11 +245,11 @@ def read_store_info(root: Path) -> StoreInfo:
         raise InvalidMetadata(explain(f"{path} lacks fingerprint, plan or hashes"))
     info = StoreInfo(spec, fingerprint, plan, samples_sha256)
     if info.to_bytes() != data:
-        # The file holds hashes of its parts and has one spelling, so any changed byte ends here.
+        # The file holds its own hash and has one spelling, so any changed byte ends here.
         raise InvalidMetadata(
             explain(
                 f"{path} was changed after the store was created",
-                found="bytes that differ from its own content hashes",
+                found="bytes that differ from its own hash",
                 next_step="restore the file from a copy",
             )
         )

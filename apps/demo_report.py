@@ -9,7 +9,7 @@ import numpy as np
 
 from apps import report as html
 from apps.demo_config import DemoConfig
-from apps.images import overlay, read_image
+from apps.images import labelled_grid, overlay, read_image, save_png
 from apps.runs import Run, site_name
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _METRICS = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "change_retain"
 _COLUMNS = ("UA", "IRA", "CRA", "artifacts", "artifacts elsewhere", "change elsewhere")
 _GOOD = {"ua": (0.9, True), "ira": (0.9, True), "cra": (0.9, True), "artifacts": (0.1, False)}
 _N_EXAMPLES, _N_STEPS = 5, 6
+OVERVIEW = "overview.png"
 
 
 def write_report(
@@ -31,7 +32,7 @@ def write_report(
     baseline: Mapping[str, Any],
     steered: Mapping[str, Any],
 ) -> None:
-    """Write ``report.html`` of a demo.
+    """Write ``report.html`` of a demo, and its first figure as ``overview.png``.
 
     Args:
         run: the run folder, with images, bundles and recipes in it.
@@ -62,6 +63,7 @@ def write_report(
         parts.append(_target(record, pictures, bundles[site_name(record["site"])]))
     parts.append(_steering(run, steered, bundles[steered["name"]]))
     parts.append(_how(run, config, measured, records))
+    save_png(run.folder / OVERVIEW, _overview(pictures, records))
     html.write_page(run.report, html.page(f"denoscope: unlearning {config.object} and {config.style}", parts))
 
 
@@ -95,20 +97,39 @@ class _Pictures:
         return html.Picture(image, alt, f"judge: {seen}", marked)
 
 
-def _headline(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> str:
-    """A few prompts that ask for the object, for the style, and for neither; three models."""
-    grid = pictures.grid
+def _headline_rows(grid: PromptGrid, records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """A few prompts that ask for the object, for the style, and for neither."""
     rows = [i for i in records[0]["shown"] if i in records[1]["shown"]]
     asks = [[grid.labels[r["factor"]][i] == r["label"] for r in records] for i in rows]
     groups = [
         [i for i, a in zip(rows, asks, strict=True) if a == wanted][:n]
         for wanted, n in (([True, False], 3), ([False, True], 3), ([False, False], 3))
     ]
-    chosen = [i for group in groups for i in group]
+    return [i for group in groups for i in group]
+
+
+def _headline(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> str:
+    """The same prompts and seeds drawn by three models."""
+    chosen = _headline_rows(pictures.grid, records)
     table = [("unedited", [pictures.before(i) for i in chosen])]
     table += [(f"without {record['label']}", [pictures.after(record, i) for i in chosen]) for record in records]
     note = "Framed: the prompt asks for what was unlearned. Below each image: what the judge sees in it."
     return html.picture_grid(table, [pictures.prompt(i) for i in chosen]) + html.text(note)
+
+
+def _overview(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The headline as one picture, for documents that cannot hold a page."""
+    chosen = _headline_rows(pictures.grid, records)
+    rows = [[pictures.before(i) for i in chosen]]
+    rows += [[pictures.after(record, i) for i in chosen] for record in records]
+    return labelled_grid(
+        [[picture.image for picture in row] for row in rows],
+        row_labels=["unedited", *(f"without {record['label']}" for record in records)],
+        column_labels=[pictures.prompt(i) for i in chosen],
+        captions=[[picture.caption.removeprefix("judge: ") for picture in row] for row in rows],
+        side=112,
+        title="Same prompts, same noise. Above: what is asked for; below each image: what the judge sees in it.",
+    )
 
 
 def _tiles(measured: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ def reseal(path: Path, change: dict) -> None:
     value = json.loads((path / "store.json").read_bytes())
     value["spec"].update(change)
     value["hashes"]["spec"] = jsonio.content_hash(value["spec"])
+    value["store_sha256"] = jsonio.content_hash({k: v for k, v in value.items() if k != "store_sha256"})
     (path / "store.json").write_bytes(jsonio.canonical(value))
 
 

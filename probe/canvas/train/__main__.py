@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--renders", type=int, default=48000, help="images to draw and train on (default 48000)")
     parser.add_argument("--world", type=int, default=2, help="processes on a CPU (default 2)")
     parser.add_argument("--autoencoder-steps", type=int, default=3600, help="of 32 images (default 3600)")
-    parser.add_argument("--judge-steps", type=int, default=2200, help="of 96 images (default 2200)")
+    parser.add_argument("--judge-steps", type=int, default=3000, help="of 96 images (default 3000)")
     parser.add_argument("--denoiser-steps", type=int, default=9000, help="of 64 images (default 9000)")
     parser.add_argument(
         "--out", type=Path, default=MODEL_DIR, help="pipeline folder to write (default: the shipped one)"
