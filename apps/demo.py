@@ -163,7 +163,7 @@ class _Demo:
         config, name = self.config, site_name(site)
         settings = TrainConfig(
             site=site,
-            expansion=config.expansion,
+            expansion=config.expansion(site),
             k=config.k,
             rows=config.train_rows,
             batch_size=config.train_batch,

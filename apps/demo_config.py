@@ -26,7 +26,8 @@ class DemoConfig:
         guidance: guidance scale; None for the model's own.
         batch_size: images at a time.
         object_site, style_site: where the object and the style are unlearned; a dictionary is trained at each.
-        expansion: features of a dictionary as a multiple of the site's width.
+        object_expansion, style_expansion: features of each dictionary as a multiple of its site's width; the
+            object's if both are at one site.
         k: features that are on for a row.
         train_rows: rows that a dictionary is trained on.
         train_batch: rows a step.
@@ -50,14 +51,15 @@ class DemoConfig:
     """
 
     model: str = "canvas"
-    sites: tuple[str, ...] = ("unet.up_blocks.0.attentions.1:out", "unet.up_blocks.1.attentions.1:out")
+    sites: tuple[str, ...] = ("unet.up_blocks.0.attentions.1:out", "unet.up_blocks.1:out")
     n_prompts: int = 320
     steps: int | None = None
     guidance: float | None = None
     batch_size: int = 16
     object_site: str = "unet.up_blocks.0.attentions.1:out"
-    style_site: str = "unet.up_blocks.1.attentions.1:out"
-    expansion: int = 2
+    style_site: str = "unet.up_blocks.1:out"
+    object_expansion: int = 2
+    style_expansion: int = 1
     k: int = 8
     train_rows: int = 800_000
     train_batch: int = 2048
@@ -65,11 +67,11 @@ class DemoConfig:
     train_branches: tuple[str, ...] = ("uncond", "cond")
     n_examples: int = 12
     object: str = "star"
-    style: str = "hatch"
+    style: str = "mosaic"
     object_features: tuple[int, ...] = (2, 3)
     object_multipliers: tuple[float, ...] = (-8.0, -12.0, -20.0)
-    style_features: tuple[int, ...] = (2, 3, 4)
-    style_multipliers: tuple[float, ...] = (-2.0, -3.0)
+    style_features: tuple[int, ...] = (2, 4, 6)
+    style_multipliers: tuple[float, ...] = (-1.0, -2.0)
     relative: bool = False
     branch: str = "both"
     n_seeds: int = 2
@@ -113,7 +115,7 @@ class DemoConfig:
             sites=("unet.mid_block:out",),
             object_site="unet.mid_block:out",
             style_site="unet.mid_block:out",
-            expansion=1,
+            object_expansion=1,
             k=4,
             train_rows=2048,
             train_batch=256,
@@ -126,7 +128,7 @@ class DemoConfig:
             validation_target=2,
             validation_retain=2,
             objects=("star", "heart"),
-            styles=("flat", "hatch"),
+            styles=("flat", "mosaic"),
             steer_strengths=(-2.0, 0.0, 2.0),
             steer_prompts=1,
             n_shown=2,
@@ -137,6 +139,10 @@ class DemoConfig:
     def dictionary_sites(self) -> tuple[str, ...]:
         """Sites that get a dictionary, without repetition."""
         return tuple(dict.fromkeys((self.object_site, self.style_site)))
+
+    def expansion(self, site: str) -> int:
+        """Features of a site's dictionary as a multiple of the site's width."""
+        return self.object_expansion if site == self.object_site else self.style_expansion
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -91,11 +91,11 @@ def test_leaves_everything_that_people_and_the_dashboard_read(demo: Any) -> None
     folder, measured, lines = demo
     run = Run.open(folder)
     assert list(run.saes()) == list(run.bundles()) == ["mid_block"]
-    assert sorted(run.recipes()) == ["object-star", "style-hatch"]
+    assert sorted(run.recipes()) == ["object-star", "style-mosaic"]
     assert FeatureBundle.open(run.bundle()).examples(0) is not None
     assert read_measurement(run.results) == measured
     assert set(measured["ratios"]) >= RATIOS
-    assert [row["target"] for row in measured["rows"] if row.get("edit")] == ["star", "hatch"]
+    assert [row["target"] for row in measured["rows"] if row.get("edit")] == ["star", "mosaic"]
     stages = [line for line in lines if re.match(r"\[\d+:\d\d\] \d/7 ", line)]
     assert len(stages) == 7 and "done before" not in "".join(lines)
 
@@ -148,7 +148,7 @@ def test_a_lost_or_changed_stage_is_repeated_with_the_same_result(
     folder, measured, _ = demo
     copy = tmp_path / "demo"
     shutil.copytree(folder, copy)
-    (copy / "stages" / "unlearn-style-hatch.json").unlink()
+    (copy / "stages" / "unlearn-style-mosaic.json").unlink()
     shutil.rmtree(copy / "bundle")
     lines: list[str] = []
     again = run_demo(DemoConfig.miniature(), copy, say=lines.append, pipe=pipe, judge=judge)

@@ -11,7 +11,7 @@ from apps.demo_config import DemoConfig
 
 _EXAMPLE = """
 denoscope demo --out runs/demo
-denoscope demo --out runs/boat --object boat --style mosaic
+denoscope demo --out runs/boat --object boat --style hatch
 """
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
             object=options.object,
             style=options.style,
             objects=tuple(dict.fromkeys((options.object, "star", "heart"))),
-            styles=tuple(dict.fromkeys((options.style, "flat", "hatch"))),
+            styles=tuple(dict.fromkeys((options.style, "flat", "mosaic"))),
         )
     measured = run_demo(config, options.out)
     print("\n" + summary(measured))
