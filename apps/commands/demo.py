@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,9 @@ def run(options: argparse.Namespace) -> None:
     print("\n" + summary(measured))
     print(f"\nreport     {options.out / 'report.html'}")
     print(f"results    {options.out / 'results.json'}")
-    print(f"dashboard  denoscope app {options.out}")
+    # Through make the environment is not on the path.
+    here = os.path.relpath(Path(sys.executable).with_name("denoscope"))
+    print(f"dashboard  {'denoscope' if shutil.which('denoscope') else here} app {options.out}")
 
 
 def summary(measured: dict[str, Any]) -> str:
