@@ -1,7 +1,8 @@
 """Everything that decides the demo, in one place.
 
-Hyper-parameters were chosen on validation prompts and seeds; the prompts and seeds that are scored were used for
-nothing else.
+A run chooses its settings on validation prompts and seeds, never on those that are scored. What it may choose from (sites,
+dictionary sizes, numbers of features) was set by hand, with sight of scored results of other choices, and so was the pair
+of concepts: the demo shows what is possible, not the average concept, which ``denoscope unlearn --all`` measures.
 """
 
 from __future__ import annotations
