@@ -1,8 +1,9 @@
 """Everything that decides the demo, in one place.
 
-A run chooses its settings on validation prompts and seeds, never on those that are scored. What it may choose from (sites,
-dictionary sizes, numbers of features) was set by hand, with sight of scored results of other choices, and so was the pair
-of concepts: the demo shows what is possible, not the average concept, which ``denoscope unlearn --all`` measures.
+A run chooses its settings on validation prompts and seeds, never on those that are scored. What it may choose from
+(sites, dictionary sizes, numbers of features) was set by hand, with sight of scored results of other choices, and so
+was the pair of concepts: the demo shows what is possible, not the average concept, which ``denoscope unlearn --all``
+measures.
 """
 
 from __future__ import annotations
