@@ -7,6 +7,7 @@ Nothing heavy is imported until a sub-command runs, so ``denoscope --help`` answ
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options = parser.parse_args(arguments)
+    # transformers remarks on image processors that no command uses.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         result = options.run(options)
     except KeyboardInterrupt:
