@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_a_mask_covers_the_same_place_as_its_image(tmp_path):
 
 
 def test_noise_is_what_ddim_adds():
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear")
+    scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear")
     x0, n = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     for level in noise_levels(scheduler, [-4.0, -1.0, 0.0, 3.0]):
         expected = scheduler.add_noise(x0, n, torch.tensor([level.t, level.t]))
@@ -142,7 +143,7 @@ def test_noise_is_what_euler_adds_in_the_scale_of_the_denoiser():
 
 
 def test_noise_of_flow_matching():
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(8)
     x0, n = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     timesteps, log_snr = scheduler.timesteps.tolist(), schedule_of(scheduler)[1]
@@ -359,7 +360,7 @@ def test_inverted_images_are_recorded_on_their_own_path(tiny_pipe, folder, tmp_p
     images = np.stack([load_image(folder, f, h, 16) for f, h in zip(plan.files, plan.sha256, strict=True)])
     model = condition(tiny_pipe, plan.prompts, 1.0)
     module = resolve_sites(tiny_pipe, MID)[0].module(tiny_pipe)
-    seen: list[torch.Tensor] = []
+    seen: list[Any] = []
     with torch.no_grad():
         x0 = encode(tiny_pipe, images, model.sample_shape)
         path = inversion_path(scheduler, 8, levels)

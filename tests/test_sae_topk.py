@@ -1,5 +1,7 @@
 """The TopK module: encoding, decoding, folding, checks."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,9 +83,10 @@ def test_wrong_width_is_named() -> None:
         ({"aux_alpha": -1.0}, "push dead features away"),
     ],
 )
-def test_bad_sae_config(change: dict, message: str) -> None:
+def test_bad_sae_config(change: dict[str, Any], message: str) -> None:
+    base: dict[str, Any] = {"d_in": 8, "d_sae": 64, "k": 4}
     with pytest.raises(ConfigError, match=message):
-        SAEConfig(**({"d_in": 8, "d_sae": 64, "k": 4} | change))
+        SAEConfig(**(base | change))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def load_pipeline(
             component.eval()
             component.requires_grad_(False)
             # Convolutions are faster so (1.3 times on canvas), and a map seen as rows of tokens is a view.
-            component.to(memory_format=torch.channels_last)
+            component.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return pipe
 
 
