@@ -48,6 +48,10 @@ def export_pipeline(ema: Path, autoencoder: Path, work: Path, n_renders: int, fo
     )
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/config.json"):  # where a part was trained is nobody's business
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     (folder / "denoscope.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
 
 
