@@ -108,16 +108,8 @@ def contact_sheet(pipe: DiffusionPipeline, seed: int, *, batch_size: int = 16) -
         render(sample_scene(rng, split="all", **parse_caption(prompt)), seed=int(rng.integers(2**31))).image
         for prompt in grid.prompts
     ]
-    cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {
-        (style, name): pair
-        for style, name, pair in zip(
-            grid.labels["style"], grid.labels["object"], zip(samples, renders, strict=True), strict=True
-        )
-    }
-    rows = [
-        [*(cells[style, name][0] for name in OBJECTS), None, *(cells[style, name][1] for name in OBJECTS)]
-        for style in STYLES
-    ]
+    n = len(OBJECTS)  # the grid runs over the objects of a style, then over the styles
+    rows = [[*samples[i : i + n], None, *renders[i : i + n]] for i in range(0, len(grid), n)]
     return labelled_grid(
         rows,
         row_labels=STYLES,

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from probe.canvas.judge import JUDGE_DIR
@@ -65,7 +64,6 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     work, vae = args.work, args.work / "vae"
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     if args.scratch:
         task = AutoencoderTask(work, args.renders)
         cfg = LoopConfig(args.autoencoder_steps, 32, 2e-3, weight_decay=1e-3, cooldown=0.4)
