@@ -2,17 +2,17 @@
 
 For rows x with reconstruction xh, e = x - xh, over any set of N rows:
 
-    FVU                        = sum ||e||^2 / (sum ||x||^2 - ||sum x||^2 / N)         about the mean of that
-    set explained_variance         = 1 - FVU explained_variance_per_dim = mean over dimensions j of 1 -
-    Var(e_j) / Var(x_j)
+    explained_variance             1 - sum ||e||^2 / sum ||x - mean||^2     about the mean of that set; 1 - FVU
+    explained_variance_about_zero  1 - sum ||e||^2 / sum ||x||^2            about zero
+    explained_variance_per_dim     mean over dimensions j of 1 - Var(e_j) / Var(x_j)
 
-The two are different numbers (the second forgives a constant error and weighs every dimension alike), so both
-are reported under
-their names. Sums are pooled over the set and divided once: averages of per-batch ratios depend on the batch
-size. A value "per step" is about the mean of that step, so the overall value can exceed all of them.
+They are different numbers, so all are reported under their names. About zero, a dictionary that outputs the mean and
+nothing else can score high, where rows have a large mean; the last forgives a constant error and weighs every
+dimension alike. Sums are pooled over the set and divided once: averages of per-batch ratios depend on the batch size.
+A value "per step" is about the mean of that step, so the overall value can exceed all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .contract import SparseDictionary
 from .data import check_fits, select, stream
 
 DENSE_ABOVE = 0.1  # a feature on in more than a tenth of all rows is called dense
+ALMOST_DEAD_BELOW = 1e-5  # one on in fewer rows than this, but in some, is called almost dead
 
 
 class VarianceSums:
@@ -60,6 +61,12 @@ class VarianceSums:
         """1 - FVU."""
         return 1.0 - self.fvu(groups)
 
+    def explained_variance_about_zero(self, groups: Sequence[int] | np.ndarray | None = None) -> float:
+        """1 - sum ||e||^2 / sum ||x||^2; NaN if all rows are zero."""
+        _, s = self._of(groups)
+        power = float(s["xx"].sum())
+        return 1.0 - float(s["ee"].sum()) / power if power > 0 else float("nan")
+
     def explained_variance_per_dim(self, groups: Sequence[int] | np.ndarray | None = None) -> float:
         """Mean over the dimensions that vary of 1 - Var(e_j) / Var(x_j)."""
         n, s = self._of(groups)
@@ -90,16 +97,19 @@ def evaluate(
     branches: Sequence[str] | None = None,
     max_rows: int | None = None,
     any_model: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measures a dictionary on a store; one pass, memory independent of the store's size.
 
     Args:
         samples, steps, branches: what to read; None = everything committed.
         max_rows: bound the work by taking fewer samples, spread evenly.
+        progress: called with (done, total) rows.
 
     Returns:
         JSON values. Lists named `..._per_step` follow `steps`; `..._per_branch` are keyed by branch. `dead`
-        counts features that were never on in these rows, `dense` those on in more than `dense_above` of them.
+        counts features that were never on in these rows, `almost_dead` those on in some but in fewer than
+        `almost_dead_below` of them, `dense` those on in more than `dense_above` of them.
         Undefined values are None.
     """
     chosen = select(
@@ -121,6 +131,8 @@ def evaluate(
                 code = sae.encode_sparse(x)
                 sums.add(step * n_branches + block.branch, x, x - sae.decode_sparse(code))
             fired[step] += torch.bincount(code.indices[code.values > 0], minlength=d_sae).cpu().numpy()
+        if progress is not None:
+            progress(int(sums.n.sum()), chosen.n_rows)
 
     groups = np.arange(n_steps * n_branches).reshape(n_steps, n_branches)
     rows_per_step = chosen.n_rows // n_steps
@@ -132,17 +144,24 @@ def evaluate(
         "steps": chosen.steps.tolist(),
         "branches": list(chosen.branches),
         "explained_variance": _number(sums.explained_variance()),
+        "explained_variance_about_zero": _number(sums.explained_variance_about_zero()),
         "explained_variance_per_dim": _number(sums.explained_variance_per_dim()),
         "fvu": _number(sums.fvu()),
         "mse": _number(sums.mse()),
         "ev_per_step": [_number(sums.explained_variance(g)) for g in groups],
+        "ev_about_zero_per_step": [_number(sums.explained_variance_about_zero(g)) for g in groups],
         "ev_per_dim_per_step": [_number(sums.explained_variance_per_dim(g)) for g in groups],
         "ev_per_branch": {b: _number(sums.explained_variance(groups[:, i])) for i, b in enumerate(chosen.branches)},
+        "ev_about_zero_per_branch": {
+            b: _number(sums.explained_variance_about_zero(groups[:, i])) for i, b in enumerate(chosen.branches)
+        },
         "l0": float(fired.sum() / chosen.n_rows),
         "l0_per_step": (fired.sum(1) / rows_per_step).tolist(),
         "dead": int((density == 0).sum()),
         "dead_fraction": float((density == 0).mean()),
         "dead_fraction_per_step": (fired == 0).mean(1).tolist(),
+        "almost_dead": int(((density > 0) & (density < ALMOST_DEAD_BELOW)).sum()),
+        "almost_dead_below": ALMOST_DEAD_BELOW,
         "dense": int((density > DENSE_ABOVE).sum()),
         "dense_fraction": float((density > DENSE_ABOVE).mean()),
         "dense_above": DENSE_ABOVE,

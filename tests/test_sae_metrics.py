@@ -37,6 +37,7 @@ def dense_numbers(sae: TopKSAE, x: np.ndarray) -> dict[str, float]:
         "fvu": (error**2).sum() / (centred**2).sum(),
         "per_dim": float(np.mean(1 - error.var(0) / centred.var(0))),
         "l0": (z > 0).sum(1).mean(),
+        "about_zero": 1 - (error**2).sum() / (x**2).sum(),
         "dead": int((~(z > 0).any(0)).sum()),
         "dense": int(((z > 0).mean(0) > 0.1).sum()),
         "mse": (error**2).mean(),
@@ -45,13 +46,16 @@ def dense_numbers(sae: TopKSAE, x: np.ndarray) -> dict[str, float]:
 
 def test_evaluate_equals_dense(world: World, sae: TopKSAE) -> None:
     x = world.store.site(SITE).read().astype(np.float64)
-    metrics = evaluate(sae, world.store)
+    seen: list[tuple[int, int]] = []
+    metrics = evaluate(sae, world.store, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (metrics["rows"], metrics["rows"])
     x32 = x.astype(np.float32)
     whole = dense_numbers(sae, x32.reshape(-1, 24))
     assert metrics["rows"] == 10 * 3 * 2 * 16
     assert metrics["fvu"] == pytest.approx(whole["fvu"], rel=1e-5)
     assert metrics["explained_variance"] == pytest.approx(1 - whole["fvu"], rel=1e-5)
     assert metrics["explained_variance_per_dim"] == pytest.approx(whole["per_dim"], rel=1e-5)
+    assert metrics["explained_variance_about_zero"] == pytest.approx(whole["about_zero"], rel=1e-5)
     assert metrics["mse"] == pytest.approx(whole["mse"], rel=1e-5)
     assert metrics["l0"] == pytest.approx(whole["l0"])
     assert (metrics["dead"], metrics["dense"]) == (whole["dead"], whole["dense"])
@@ -59,12 +63,14 @@ def test_evaluate_equals_dense(world: World, sae: TopKSAE) -> None:
     for step in range(3):
         part = dense_numbers(sae, x32[:, step].reshape(-1, 24))
         assert metrics["ev_per_step"][step] == pytest.approx(1 - part["fvu"], rel=1e-5)
+        assert metrics["ev_about_zero_per_step"][step] == pytest.approx(part["about_zero"], rel=1e-5)
         assert metrics["ev_per_dim_per_step"][step] == pytest.approx(part["per_dim"], rel=1e-5)
         assert metrics["l0_per_step"][step] == pytest.approx(part["l0"])
         assert metrics["dead_fraction_per_step"][step] == pytest.approx(part["dead"] / 96)
     for i, branch in enumerate(("uncond", "cond")):
         part = dense_numbers(sae, x32[:, :, i].reshape(-1, 24))
         assert metrics["ev_per_branch"][branch] == pytest.approx(1 - part["fvu"], rel=1e-5)
+        assert metrics["ev_about_zero_per_branch"][branch] == pytest.approx(part["about_zero"], rel=1e-5)
 
 
 def test_the_two_definitions_differ_by_a_constant_error() -> None:
@@ -75,6 +81,23 @@ def test_the_two_definitions_differ_by_a_constant_error() -> None:
     sums.add(0, x[200:], torch.ones(300, 4))
     assert sums.explained_variance_per_dim() == pytest.approx(1.0)
     assert sums.explained_variance() == pytest.approx(0.0, abs=0.1)
+
+
+def test_about_zero_praises_a_dictionary_that_knows_only_the_mean() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(5000, 4)) + 3.0)
+    sums = VarianceSums(1, 4)
+    sums.add(0, x, x - x.mean(0))
+    assert sums.explained_variance() == pytest.approx(0.0, abs=1e-9)
+    assert sums.explained_variance_about_zero() == pytest.approx(0.9, abs=0.01)
+
+
+def test_almost_dead_features_are_on_in_few_rows(world: World, sae: TopKSAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.metrics.ALMOST_DEAD_BELOW", 0.01)
+    z = sae.encode(torch.from_numpy(world.store.site(SITE).read().reshape(-1, 24))).detach()
+    density = (z > 0).float().mean(0)
+    few = int(((density > 0) & (density < 0.01)).sum())
+    assert few > 0
+    assert evaluate(sae, world.store)["almost_dead"] == few
 
 
 def test_pooled_sums_do_not_depend_on_batches_and_bear_a_large_mean() -> None:
