@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .config import SAEConfig
 from .errors import ShapeMismatch
+from .peers import ALONE, Peers
 from .selection import chunk_rows_for, largest_entries
 from .sparse import FlatCode, TopKCode, gather_sum
 from .step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
@@ -35,6 +36,7 @@ class SparseAutoencoder(nn.Module, ABC):
         scale: (), the input scale s.
         config: shape and objective.
         metadata: JSON values that say what the dictionary belongs to (site, store hashes, model).
+        peers: the processes that share the batches of `loss`; set by the trainer.
     """
 
     FILE_ARCHITECTURE: ClassVar[str]  # what its folder says to sae-lens
@@ -60,6 +62,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.register_buffer("scale", torch.ones(()))
         self._buffer: Tensor | None = None
+        self.peers: Peers = ALONE
 
     @property
     def d_in(self) -> int:
@@ -193,7 +196,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients for (B, d_in) centred rows, and the gradients of tensors beyond the four."""
-        return sparse_step(self._four(), centred, self.choose, aux), {}
+        return sparse_step(self._four(), centred, self.choose, aux, self.peers), {}
 
     def after_update(self) -> None:
         """Unit decoder rows again."""

@@ -49,12 +49,14 @@ class BatchTopKSAE(SparseAutoencoder):
         """The B k largest positive entries of the batch."""
         code = largest_entries(
             **self._product(centred),
-            n=centred.shape[0] * self.k,
+            n=centred.shape[0] * self.peers.world * self.k,
             guess=_GUESS * float(self.threshold),
             bf16=self.config.matmul == "bf16",
+            peers=self.peers,
         )
         on = code.values[code.values > 0]
-        self._smallest = on.min() if on.numel() else None
+        smallest = on.min() if on.numel() else on.new_tensor(torch.inf)
+        self._smallest = self.peers.smallest(smallest)
         return code
 
     def initialise(self, rows: Tensor) -> None:
@@ -65,7 +67,7 @@ class BatchTopKSAE(SparseAutoencoder):
     def after_update(self) -> None:
         """Unit decoder rows again, and the threshold follows the batch."""
         super().after_update()
-        if self._smallest is not None:
+        if self._smallest is not None and torch.isfinite(self._smallest):  # infinite: nothing was on
             self.threshold.lerp_(self._smallest, 1 / AVERAGE_OVER)
             self._smallest = None
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from .config import SAEConfig
+from .peers import Peers
 from .sparse import TopKCode
 
 
@@ -61,6 +62,8 @@ class SparseDictionary(Protocol):
 class Architecture(SparseDictionary, Protocol):
     """A dictionary that `sae.train` can train."""
 
+    peers: Peers  # the processes that share the batches of `loss`
+
     def initialise(self, rows: Tensor) -> None:
         """Sets what depends on the data (pre-bias, input scale) from (n, d_in) rows spread over it."""
         ...
@@ -74,7 +77,10 @@ class Architecture(SparseDictionary, Protocol):
         ...
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> tuple[Loss, dict[str, Tensor]]:
-        """Loss of (B, d_in) rows and its gradient by tensor name, ready for the optimiser. No autograd graph."""
+        """Loss of (B, d_in) rows and its gradient by tensor name, ready for the optimiser. No autograd graph.
+
+        Where several processes share the batch, both are this process's share.
+        """
         ...
 
     def after_update(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
+from .peers import ALONE, Peers
 from .selection import entries_above
 from .sparse import ByFeature, FlatCode, GatherSum
 from .step import Aux, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
@@ -73,7 +74,9 @@ class JumpReLUSAE(SparseAutoencoder):
         """Loss and gradients; see the module."""
         theta, width = self.thresholds(), self.config.bandwidth
         near = entries_above(**self._product(centred), floor=theta - width / 2, bf16=self.config.matmul == "bf16")
-        result, grad_theta = jumprelu_step(self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux)
+        result, grad_theta = jumprelu_step(
+            self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux, self.peers
+        )
         return result, {"log_threshold": grad_theta * theta}
 
 
@@ -86,6 +89,7 @@ def jumprelu_step(
     k: int,
     weight: float,
     aux: Aux | None = None,
+    peers: Peers = ALONE,
 ) -> tuple[StepResult, Tensor]:
     """Loss and gradients of one batch, the last of theta.
 
@@ -98,17 +102,18 @@ def jumprelu_step(
         k: features aimed at.
         weight: lambda.
         aux: the loss that revives dead features.
+        peers: the processes that share the batch.
     """
-    n_rows, d_sae = centred.shape[0], theta.shape[0]
+    n_rows, d_sae = centred.shape[0] * peers.world, theta.shape[0]
     own = theta[near.indices]
     on = (near.values > own).to(centred.dtype)
     # A negative p can lie within eps / 2 of a small threshold; above it, p > theta > 0.
     code = near._replace(values=near.values * on)
     reconstruction = GatherSum(code, parameters.decoder)
     residual = centred - reconstruction.output
-    sse, variance = sum_of_squares(residual), batch_variance(centred)
+    sse, variance = sum_of_squares(residual), batch_variance(centred, peers)
     unit = -2 / variance
-    excess = on.sum() / n_rows / k - 1
+    excess = peers.sum(on.sum()) / n_rows / k - 1
 
     by_entry = reconstruction.code_gradient(residual).mul_(unit)  # dL/dz, also where z is off
     window = ((near.values - own).abs() < width / 2).to(centred.dtype)
@@ -124,7 +129,7 @@ def jumprelu_step(
         b_enc=grad_b_enc,
         b_dec=residual.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
     )
-    loss, aux_loss = sse / variance + weight * excess.square(), torch.zeros_like(sse)
+    loss, aux_loss = sse / variance + weight * excess.square() / peers.world, torch.zeros_like(sse)
     if aux is not None and aux.on:
         aux_loss = add_aux(parameters, gradients, centred, residual, variance, aux)
         loss = loss + aux.alpha * aux_loss

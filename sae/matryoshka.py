@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .batchtopk import BatchTopKSAE
+from .peers import ALONE, Peers
 from .sparse import ByFeature, FlatCode, gather_sum, row_dots
 from .step import Aux, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
 
@@ -26,12 +27,17 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux)
+        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux, self.peers)
         return result, {}
 
 
 def nested_step(
-    parameters: Parameters, centred: Tensor, code: FlatCode, sizes: tuple[int, ...], aux: Aux | None = None
+    parameters: Parameters,
+    centred: Tensor,
+    code: FlatCode,
+    sizes: tuple[int, ...],
+    aux: Aux | None = None,
+    peers: Peers = ALONE,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -41,6 +47,7 @@ def nested_step(
         code: z, entries >= 0.
         sizes: m_1 < m_2 < ... < m_n = d_sae.
         aux: the loss that revives dead features.
+        peers: the processes that share the batch.
 
     Memory: n arrays of (B, d_in).
     """
@@ -52,7 +59,7 @@ def nested_step(
         residual = residual - gather_sum(group, parameters.decoder)
         residuals.append(residual)
     sse = [sum_of_squares(r) for r in residuals]
-    variance = batch_variance(centred)
+    variance = batch_variance(centred, peers)
     unit = -2 / (len(sizes) * variance)
 
     gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))

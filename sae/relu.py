@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import SparseAutoencoder
+from .peers import ALONE, Peers
 from .selection import entries_above, pre_activations
 from .sparse import FlatCode
 from .step import Aux, Parameters, StepResult, batch_variance, sum_of_squares
@@ -34,10 +35,12 @@ class ReluSAE(SparseAutoencoder):
 
     def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        return relu_step(self._four(), centred, self.config.sparsity, self._scratch(centred.shape[0])), {}
+        return relu_step(self._four(), centred, self.config.sparsity, self._scratch(centred.shape[0]), self.peers), {}
 
 
-def relu_step(parameters: Parameters, centred: Tensor, weight: float, buffer: Tensor | None = None) -> StepResult:
+def relu_step(
+    parameters: Parameters, centred: Tensor, weight: float, buffer: Tensor | None = None, peers: Peers = ALONE
+) -> StepResult:
     """Loss and gradients of one batch.
 
     Args:
@@ -45,15 +48,16 @@ def relu_step(parameters: Parameters, centred: Tensor, weight: float, buffer: Te
         centred: (B, d_in) rows less b_dec.
         weight: lambda.
         buffer: (rows, d_sae) scratch space; its first axis sets the chunk.
+        peers: the processes that share the batch.
 
     Cost: five dense products.
     """
     encoder, decoder = parameters.encoder, parameters.decoder
     d_sae, d_in = encoder.shape
     gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))
-    variance = batch_variance(centred)
+    variance = batch_variance(centred, peers)
     unit = -2 / variance
-    penalty = weight / (centred.shape[0] * math.sqrt(d_in))
+    penalty = weight / (centred.shape[0] * peers.world * math.sqrt(d_in))
     sse, total = torch.zeros_like(variance), torch.zeros_like(variance)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=centred.device)
     for rows, pre in pre_activations(centred, encoder, parameters.b_enc, buffer=buffer):

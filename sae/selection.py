@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .peers import ALONE, Peers, nth_largest
 from .sparse import FlatCode, TopKCode, row_dots
 
 
@@ -130,24 +131,27 @@ def largest_entries(
     guess: float = 0.0,
     buffer: Tensor | None = None,
     bf16: bool = False,
+    peers: Peers = ALONE,
 ) -> FlatCode:
     """The n largest positive entries of the whole batch (fewer if fewer are positive), by row.
+
+    Where several processes share the batch, n is of the whole batch, and these are the ones among this process's.
 
     Exact for any `guess`, a lower bound tried first: with one a little below the n-th largest value, few entries
     more than n are ever held; where it is too high, the product is done again without it.
     """
     floor = x.new_tensor(max(guess, 0.0))
     code = entries_above(x, encoder, bias, floor, buffer=buffer, bf16=bf16)
-    if code.values.numel() < n and guess > 0:
+    if int(peers.sum(floor.new_tensor(code.values.numel(), dtype=torch.int64))) < n and guess > 0:
         code = entries_above(x, encoder, bias, torch.zeros_like(floor), buffer=buffer, bf16=bf16)
     if bf16:  # a value that rounded to above zero may be below it
         code = code._replace(values=code.values.relu())
-    if code.values.numel() <= n:
+    if int(peers.sum(floor.new_tensor(code.values.numel(), dtype=torch.int64))) <= n:
         return code
-    nth = code.values.kthvalue(code.values.numel() - n + 1).values
+    nth, n_equal = nth_largest(code.values, n, peers)
     keep = code.values > nth
     ties = (code.values == nth).nonzero().squeeze(1)
-    keep[ties[: n - int(keep.sum())]] = True  # of equal values, the first by row
+    keep[ties[:n_equal]] = True  # of equal values, the first by row
     return code.keep(keep)
 
 

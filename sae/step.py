@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .peers import ALONE, Peers
 from .selection import chunk_rows_for, row_chunks, top_k
 from .sparse import ByFeature, FlatCode, GatherSum
 
@@ -51,7 +52,9 @@ class Parameters:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one evaluation of the loss gives."""
+    """What one evaluation of the loss gives. Where several processes share the batch, all but the variance are this
+    process's share.
+    """
 
     loss: Tensor  # (): L
     sse: Tensor  # (): sum ||x - xh||^2
@@ -76,7 +79,11 @@ class Aux:
 
 
 def sparse_step(
-    parameters: Parameters, centred: Tensor, choose: Callable[[Tensor], FlatCode], aux: Aux | None = None
+    parameters: Parameters,
+    centred: Tensor,
+    choose: Callable[[Tensor], FlatCode],
+    aux: Aux | None = None,
+    peers: Peers = ALONE,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -85,6 +92,7 @@ def sparse_step(
         centred: (B, d_in), c above.
         choose: centred rows to the code z, entries >= 0.
         aux: the loss that revives dead features; None = without.
+        peers: the processes that share the batch.
 
     Cost: one dense product (the encoder's) and four sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
     arrays.
@@ -93,7 +101,7 @@ def sparse_step(
     reconstruction = GatherSum(code, parameters.decoder)
     residual = centred - reconstruction.output  # x - xh: b_dec cancels
     sse = sum_of_squares(residual)
-    variance = batch_variance(centred)
+    variance = batch_variance(centred, peers)
     unit = -2 / variance  # g = unit * residual
 
     grad_code = reconstruction.code_gradient(residual).mul_(unit).mul_(code.values > 0)  # ReLU
@@ -123,11 +131,12 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
-def batch_variance(x: Tensor) -> Tensor:
-    """() sum ||x - mean(x)||^2 of (B, d) rows. A constant batch has no variance to explain; the floor keeps its
-    gradient finite.
+def batch_variance(x: Tensor, peers: Peers = ALONE) -> Tensor:
+    """() sum ||x - mean(x)||^2 of the (B, d) rows of all processes. A constant batch has no variance to explain; the
+    floor keeps its gradient finite.
     """
-    return sum_of_squares(x - x.mean(0)).clamp_min(torch.finfo(x.dtype).tiny)
+    mean = peers.sum(x.mean(0)) / peers.world  # every process has as many rows
+    return peers.sum(sum_of_squares(x - mean)).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def add_aux(
