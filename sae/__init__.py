@@ -15,6 +15,7 @@ from .config import SAEConfig, TrainConfig
 from .contract import Architecture, SparseDictionary
 from .data import check_fits
 from .folder import load_sae, save_sae
+from .interop import open_sae
 from .jumprelu import JumpReLUSAE
 from .matryoshka import MatryoshkaSAE
 from .metrics import evaluate
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "load_sae",
     "make_sae",
+    "open_sae",
     "save_sae",
     "score_concepts",
     "split_samples",

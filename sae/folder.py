@@ -9,6 +9,11 @@ names one of three gates, as sae-lens does; what trained it is in our part of th
     jumprelu    z = p where p > threshold      jumprelu, batchtopk, matryoshka
     standard    z = ReLU(p)                    relu
 
+Two options of sae-lens are folded into the weights as they are read, exactly: with n_i the length of decoder row i,
+
+    rescale_acts_by_decoder_norm       W_enc n, b_enc n, W_dec / n      (what its TopK trainer saves by default)
+    apply_b_dec_to_input = false       b_enc + b_dec W_enc
+
 What is ours alone sits in `metadata.denoscope`. Nothing is unpickled; header, names, shapes and sizes are
 checked before a byte is used.
 """
@@ -32,13 +37,9 @@ _FOUR = ("W_enc", "W_dec", "b_enc", "b_dec")
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 # The architecture that a file without our metadata is read as.
 _PLAIN = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
-# Options of sae-lens that change the function; only these values are what a dictionary here computes.
-_EXPECTED_OPTIONS = {
-    "apply_b_dec_to_input": True,
-    "normalize_activations": "none",
-    "rescale_acts_by_decoder_norm": False,
-    "reshape_activations": "none",
-}
+# Options of sae-lens that change the function, with the values that a dictionary here computes.
+_FOLDED_OPTIONS = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
+_EXPECTED_OPTIONS = {"normalize_activations": "none", "reshape_activations": "none"}
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
@@ -66,6 +67,7 @@ def _cfg(sae: SparseAutoencoder, weights_hash: str) -> dict[str, Any]:
         "k": config.k,
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
+        **_FOLDED_OPTIONS,
         **_EXPECTED_OPTIONS,
         "metadata": {
             # Loaders from 6.0 on keep the rest of the metadata; without a version they drop it.
@@ -120,15 +122,38 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
 
     sae = make_sae(config, metadata=metadata).to(_dtype(folder, cfg.get("dtype", "float32")))
     tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CorruptFile(f"{path}: tensor {name!r} holds NaN or infinity.")
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise CorruptFile(f"{path}: tensor {name!r} holds NaN or infinity.")
+        for name, tensor in _fold_options(folder, cfg, tensors).items():
             if name == "threshold":
                 sae.set_thresholds(tensor.to(sae.W_dec.dtype))
             else:
                 getattr(sae, name).copy_(tensor)
     return sae.to(device)
+
+
+def _fold_options(folder: Path, cfg: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the same function without the options of sae-lens that can be folded."""
+    option = {}
+    for name, plain in _FOLDED_OPTIONS.items():
+        option[name] = cfg.get(name, plain)
+        if not isinstance(option[name], bool):
+            raise CorruptFile(f"{folder / CONFIG_NAME} sets {name} to {option[name]!r}; expected true or false.")
+    folded = dict(tensors)
+    if not option["apply_b_dec_to_input"]:
+        folded["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+    if option["rescale_acts_by_decoder_norm"]:
+        if "threshold" in tensors:
+            raise UnsupportedSAE(f"{folder / CONFIG_NAME} rescales codes that have thresholds; that cannot be read.")
+        length = tensors["W_dec"].norm(dim=1)
+        if not bool((length > 0).all()):
+            raise CorruptFile(f"{folder / WEIGHTS_NAME}: a decoder row is zero, and codes are scaled by its length.")
+        folded["W_enc"] = tensors["W_enc"] * length
+        folded["b_enc"] = folded["b_enc"] * length
+        folded["W_dec"] = tensors["W_dec"] / length[:, None]
+    return folded
 
 
 def _dtype(folder: Path, name: object) -> torch.dtype:
