@@ -22,7 +22,7 @@ from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
 from .peers import ALONE, Peers
 from .selection import entries_above
-from .sparse import ByFeature, FlatCode, GatherSum
+from .sparse import ByFeature, FlatCode, gather_sum, row_dots
 from .step import Aux, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
 
 _SMALLEST = 1e-6  # first threshold of a dictionary whose features are silent on the rows it was initialised with
@@ -109,13 +109,12 @@ def jumprelu_step(
     on = (near.values > own).to(centred.dtype)
     # A negative p can lie within eps / 2 of a small threshold; above it, p > theta > 0.
     code = near._replace(values=near.values * on)
-    reconstruction = GatherSum(code, parameters.decoder)
-    residual = centred - reconstruction.output
+    residual = centred - gather_sum(code, parameters.decoder)
     sse, variance = sum_of_squares(residual), batch_variance(centred, peers)
     unit = -2 / variance
     excess = peers.sum(on.sum()) / n_rows / k - 1
 
-    by_entry = reconstruction.code_gradient(residual).mul_(unit)  # dL/dz, also where z is off
+    by_entry = row_dots(code, residual, parameters.decoder).mul_(unit)  # dL/dz, also where z is off
     window = ((near.values - own).abs() < width / 2).to(centred.dtype)
     by_theta = window * (by_entry * own + 2 * weight * excess / (k * n_rows)) / -width
     grad_theta = torch.zeros_like(theta).index_add_(0, near.indices, by_theta)
