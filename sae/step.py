@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .peers import ALONE, Peers
 from .selection import chunk_rows_for, row_chunks, top_k
-from .sparse import ByFeature, FlatCode, GatherSum
+from .sparse import ByFeature, FlatCode, gather_sum, row_dots
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,12 @@ def sparse_step(
     arrays.
     """
     code = choose(centred)
-    reconstruction = GatherSum(code, parameters.decoder)
-    residual = centred - reconstruction.output  # x - xh: b_dec cancels
+    residual = centred - gather_sum(code, parameters.decoder)  # x - xh: b_dec cancels
     sse = sum_of_squares(residual)
     variance = batch_variance(centred, peers)
     unit = -2 / variance  # g = unit * residual
 
-    grad_code = reconstruction.code_gradient(residual).mul_(unit).mul_(code.values > 0)  # ReLU
+    grad_code = row_dots(code, residual, parameters.decoder).mul_(unit).mul_(code.values > 0)  # ReLU
     by_feature = ByFeature(code, parameters.encoder.shape[0])
     grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, code.indices, grad_code)
     gradients = Parameters(
