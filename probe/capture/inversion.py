@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from probe.errors import InvalidRequest, UnsupportedPipeline
+from probe.errors import InvalidRequest
+from probe.model.prediction import noise_of, prediction_type
 from probe.model.schedule import NoiseLevel, training_level
 
 PredictNoise = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
@@ -70,16 +71,4 @@ def to_eps(scheduler: Any, output: torch.Tensor, z: torch.Tensor, level: NoiseLe
     Raises:
         UnsupportedPipeline: the prediction type is unknown.
     """
-    output = output.float()
-    kind = scheduler.config.get("prediction_type")
-    if "FlowMatch" in type(scheduler).__name__ or kind == "flow_prediction":
-        return z + level.signal * output  # the output is n - x0
-    if kind == "epsilon":
-        return output
-    if kind == "v_prediction":
-        return level.signal * output + level.noise * z
-    if kind == "sample":
-        return (z - level.signal * output) / level.noise
-    raise UnsupportedPipeline(
-        f"{type(scheduler).__name__} predicts {kind!r}; expected epsilon, v_prediction or sample."
-    )
+    return noise_of(prediction_type(scheduler), output.float(), z, level.signal, level.noise)

@@ -1,14 +1,11 @@
 """Bring real images into the model's own space and call its denoiser on them.
 
-The denoiser needs more than a noisy sample: text embeddings, size embeddings, class labels. They are taken from the
-pipeline itself: its ``__call__`` is started with the prompts and stopped before its first denoiser call, whose
-arguments are kept; then sample and time are replaced by ours. So anything the pipeline does for its denoiser is done,
-for every pipeline whose sample is a plain map. Packed samples (FLUX) are refused.
+What the denoiser needs beside a noisy sample is taken from the pipeline itself (``probe.model.conditioning``); then
+sample and time are replaced by ours.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +14,11 @@ import numpy as np
 import torch
 
 from probe.errors import UnsupportedPipeline
-from probe.model.generate import call_kwargs, model_label, no_progress_bar
+from probe.model.conditioning import denoiser_call
+from probe.model.generate import model_label
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import NoiseLevel
-from probe.model.steps import branch_layout, denoiser
-
-
-class _BeforeFirstCall(BaseException):
-    """Ends a pipeline call before its denoiser runs; carries the denoiser's arguments."""
-
-    def __init__(self, call: dict[str, Any]) -> None:
-        self.call = call
+from probe.model.steps import denoiser
 
 
 @dataclass(frozen=True)
@@ -70,30 +61,11 @@ def condition(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> Condit
     Raises:
         UnsupportedPipeline: the denoiser is not called with a map and a 'timestep'.
     """
-    _, module = denoiser(pipe)
-    signature = inspect.signature(module.forward)
-
-    def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _BeforeFirstCall(dict(signature.bind_partial(*args, **kwargs).arguments))
-
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    call: dict[str, Any] | None = None
-    try:
-        with no_progress_bar(pipe):
-            pipe(**call_kwargs(pipe, prompts, [0] * len(prompts), steps=2, guidance=guidance))
-    except _BeforeFirstCall as stopped:
-        call = stopped.call
-    finally:
-        handle.remove()
-    name = next(iter(call or {}), "")
-    sample = (call or {}).get(name)
-    if call is None or "timestep" not in call or not isinstance(sample, torch.Tensor) or sample.ndim != 4:
-        raise UnsupportedPipeline(
-            f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
-            "'timestep', so real images cannot be brought to it."
-        )
-    branches = branch_layout(pipe, call)
-    return Conditioned(branches, tuple(sample.shape[1:]), sample.dtype, module, call, name)
+    found = denoiser_call(pipe, prompts, guidance)
+    sample = found.arguments[found.sample]
+    return Conditioned(
+        found.branches, tuple(sample.shape[1:]), sample.dtype, found.module, found.arguments, found.sample
+    )
 
 
 def image_size(pipe: Pipeline, sample_shape: Sequence[int]) -> int:

@@ -1,0 +1,78 @@
+"""The arguments that a pipeline calls its denoiser with, taken from the pipeline itself.
+
+The denoiser needs more than a noisy sample: text embeddings, size embeddings, class labels. The pipeline's own
+``__call__`` is started with the prompts and stopped before its first denoiser call, whose arguments are kept. So
+anything the pipeline does for its denoiser is done, for every pipeline whose sample is a plain map.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from probe.errors import UnsupportedPipeline
+from probe.model.generate import call_kwargs, model_label, no_progress_bar
+from probe.model.pipeline import Pipeline
+from probe.model.steps import branch_layout, denoiser
+
+
+class DenoiserCall(NamedTuple):
+    """One call of a denoiser.
+
+    Attributes:
+        module: the denoiser.
+        arguments: by parameter name, the sample and ``timestep`` among them.
+        sample: name of the parameter that takes the sample.
+        branches: guidance branches along the batch.
+    """
+
+    module: torch.nn.Module
+    arguments: dict[str, Any]
+    sample: str
+    branches: tuple[str, ...]
+
+
+class _BeforeFirstCall(BaseException):
+    """Ends a pipeline call before its denoiser runs; carries the denoiser's arguments."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        self.call = call
+
+
+def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> DenoiserCall:
+    """The first denoiser call of a generation. Costs the text encoder, no denoiser call.
+
+    Args:
+        pipe: the pipeline; its scheduler's timesteps are set anew.
+        prompts: one a sample.
+        guidance: above 1 for both branches.
+
+    Raises:
+        UnsupportedPipeline: the denoiser is not called with a map and a 'timestep'. Packed samples (FLUX) are refused.
+    """
+    _, module = denoiser(pipe)
+    signature = inspect.signature(module.forward)
+
+    def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _BeforeFirstCall(dict(signature.bind_partial(*args, **kwargs).arguments))
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    call: dict[str, Any] = {}
+    try:
+        with no_progress_bar(pipe):
+            pipe(**call_kwargs(pipe, prompts, [0] * len(prompts), steps=2, guidance=guidance))
+    except _BeforeFirstCall as stopped:
+        call = stopped.call
+    finally:
+        handle.remove()
+    name = next(iter(call), "")
+    sample = call.get(name)
+    if "timestep" not in call or not isinstance(sample, torch.Tensor) or sample.ndim != 4:
+        raise UnsupportedPipeline(
+            f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
+            "'timestep', so it cannot be called on a sample of ours."
+        )
+    return DenoiserCall(module, call, name, branch_layout(pipe, call))
