@@ -19,6 +19,8 @@ from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
 
 PORTS = ("in", "out", "delta")
+EDIT_PORTS = ("probs", "prompt", "weight", "x_t", "eps", "x0")
+"""What interventions reach besides: see ``probe/interventions/places.py``."""
 
 
 @dataclass(frozen=True, order=True)
@@ -27,17 +29,16 @@ class Site:
 
     Attributes:
         path: dotted module path from the pipeline, beginning with the component (``unet``, ``transformer``).
-        port: ``in``, ``out`` or ``delta``.
+        port: ``in``, ``out`` or ``delta``; for interventions also one of ``EDIT_PORTS``.
     """
 
     path: str
     port: str = "out"
 
     def __post_init__(self) -> None:
-        if self.port not in PORTS:
-            raise UnknownSite(
-                f"site {self.path!r}: there is no port {self.port!r}; expected one of {', '.join(PORTS)}."
-            )
+        if self.port not in PORTS + EDIT_PORTS:
+            known = ", ".join(PORTS + EDIT_PORTS)
+            raise UnknownSite(f"site {self.path!r}: there is no port {self.port!r}; expected one of {known}.")
         if not self.path or not all(self.path.split(".")):
             raise UnknownSite(f"site: {self.path!r} is not a module path such as 'unet.mid_block'.")
 
@@ -82,7 +83,8 @@ def resolve_sites(pipe: Pipeline, names: str | Site | Iterable[str | Site]) -> l
 
     Raises:
         UnknownSite: no such module or port; near matches are listed.
-        InvalidRequest: no name was given, or a site lies outside the denoiser, where there are no steps.
+        InvalidRequest: no name was given, or a site lies outside the denoiser, where there are no steps, or its port
+            can be edited only.
     """
     given = [names] if isinstance(names, str | Site) else list(names)
     if not given:
@@ -91,6 +93,8 @@ def resolve_sites(pipe: Pipeline, names: str | Site | Iterable[str | Site]) -> l
     found: dict[Site, None] = {}
     for name in given:
         site = name if isinstance(name, Site) else Site.parse(name)
+        if site.port in EDIT_PORTS:
+            raise InvalidRequest(f"site {site}: this port can be edited, but not recorded; ports: {', '.join(PORTS)}.")
         path = _complete(pipe, root, site.path)
         for match in _expand(pipe, path):
             resolved = Site(match, site.port)

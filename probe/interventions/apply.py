@@ -1,93 +1,128 @@
 """Put interventions into a running pipeline, and take them out again whatever happens.
 
 One hook a module and direction applies its interventions in declared order. The step is the scheduler's
-(``StepClock``), so nothing has to be reset between generations, also not after one that failed.
+(``EditClock``), so nothing has to be reset between generations, also not after one that failed. ``places.py`` lists
+the kinds of place; attention maps, weights and the sampler have a file each.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from probe.capture.sites import Site, resolve_sites
-from probe.capture.tensors import (
-    delta,
-    find_input,
-    find_output,
-    from_rows,
-    replace_input,
-    replace_output,
-    to_rows,
-)
+from probe.capture.tensors import Slot, delta, find_input, find_output, replace_input, replace_output
 from probe.errors import ConflictingInterventions, InvalidIntervention
+from probe.interventions.attention import AttentionEdits
+from probe.interventions.clock import NO_STEP, EditClock, TextClock
+from probe.interventions.edit import edit
 from probe.interventions.intervention import Intervention
-from probe.interventions.ops import StepContext, Weight, add_change
+from probe.interventions.ops import add_change
+from probe.interventions.places import SAMPLER, Placed, place
+from probe.interventions.sampler import SamplerEdits
+from probe.interventions.weights import WeightEdits
 from probe.model.pipeline import Pipeline
-from probe.model.steps import StepClock
 
-_Placed = tuple[Site, Intervention]
+Change = Callable[[Placed, torch.Tensor], torch.Tensor]
+"""Applies one edit where it is met; returns the tensor itself if it changes nothing or does not apply now."""
+_HOOKED = ("denoiser", "probs", "prompt", "text")
 
 
 @contextmanager
 def intervene(pipe: Pipeline, interventions: Intervention | Sequence[Intervention]) -> Iterator[None]:
-    """Apply interventions to every generation inside the ``with`` block; the hooks are always removed.
+    """Apply interventions to every generation inside the ``with`` block; everything is put back at its end.
 
-    Interventions on one module apply in the order given. Blocks may be nested; the outer block's edits come
-    first.
+    Interventions at one place apply in the order given. Blocks may be nested; the outer block's edits come first.
+    With ``inject`` other than ``both``, or ``guide``, the denoiser is called more than once a step: a recorder that is
+    open at the same time sees those calls too.
 
     Raises:
         UnknownSite: a site does not exist.
-        ConflictingInterventions: two edits on one site would overwrite each other.
-        InvalidIntervention: an edit does not fit its site; raised by the generation that meets it.
+        ConflictingInterventions: two edits at one site would overwrite each other.
+        UnsupportedPipeline: the pipeline or its sampler lacks what an edit needs.
+        InvalidIntervention: an edit does not fit its site; raised by the generation that meets it, if it depends on
+            shapes.
     """
     given = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    placed = [(_resolve(pipe, item.where), item) for item in given]
-    _refuse_clashes(placed)
-    by_module: dict[torch.nn.Module, list[_Placed]] = {}
-    for site, item in placed:
-        by_module.setdefault(site.module(pipe), []).append((site, item))
+    placed = [place(pipe, item) for item in given]
+    refuse_clashes(placed)
     with ExitStack() as stack:
-        clock = stack.enter_context(StepClock(pipe))
-        for module, items in by_module.items():
-            before = [(site, item) for site, item in items if site.port == "in"]
-            after = [(site, item) for site, item in items if site.port != "in"]
-            if before:
-                stack.callback(module.register_forward_pre_hook(_input_hook(before, clock), with_kwargs=True).remove)
-            if after:
-                stack.callback(module.register_forward_hook(_output_hook(after, clock), with_kwargs=True).remove)
+        clock = stack.enter_context(EditClock(pipe))
+        if any(where.kind == SAMPLER or where.item.inject != "both" for where in placed):
+            sampler = [where for where in placed if where.kind == SAMPLER]
+            stack.enter_context(SamplerEdits(pipe, clock, sampler, [where.item for where in placed]))
+        texts = [where for where in placed if where.kind == "text"]
+        text_clock = stack.enter_context(TextClock(pipe, [t.item for t in texts])) if texts else None
+
+        def change(where: Placed, x: torch.Tensor) -> torch.Tensor:
+            if where.kind == "text" and text_clock is not None:
+                branches, moment, strength = (text_clock.branch,), NO_STEP, where.item.strength_at(NO_STEP)
+                return edit(x, where, strength, branches, moment) if where.item.sign(text_clock.branch) else x
+            strength = clock.strength(where.item)
+            return edit(x, where, strength, clock.branches, clock.moment) if strength else x
+
+        for part in dict.fromkeys(where.site.path.split(".")[0] for where in texts):
+            encoder = getattr(pipe, part)
+            if text_clock is not None:
+                stack.callback(encoder.register_forward_pre_hook(text_clock.tick).remove)
+        for module, where in _by_module(pipe, placed).items():
+            _hook(stack, module, where, change)
+        weights = [where for where in placed if where.kind == "weight"]
+        if weights:
+            stack.enter_context(WeightEdits(pipe, clock, weights))
         yield
 
 
-def _resolve(pipe: Pipeline, site: Site) -> Site:
-    found = resolve_sites(pipe, site)
-    if len(found) != 1:
-        raise InvalidIntervention(f"intervene: {site} names {len(found)} sites; an intervention has one.")
-    return found[0]
-
-
-def _refuse_clashes(placed: Sequence[_Placed]) -> None:
-    for (site, first), (other, second) in combinations(placed, 2):
-        reason = first.op.clash(second.op) if site == other else None
+def refuse_clashes(placed: Sequence[Placed]) -> None:
+    """Refuse two edits that would overwrite each other at the same cells, steps and branches."""
+    for first, second in combinations(placed, 2):
+        if first.site != second.site or not first.item.meets(second.item):
+            continue
+        reason = first.item.op.clash(second.item.op)
         if reason is not None:
             raise ConflictingInterventions(
-                f"intervene: two interventions at {site} ({first.op.kind}, {second.op.kind}) cannot be "
-                f"combined: {reason}. "
-                "Keep one of them."
+                f"intervene: two interventions at {first.site} ({first.item.op.kind}, {second.item.op.kind}) cannot be "
+                f"combined: {reason}. Keep one of them, or give them different steps, branches or masks."
             )
 
 
-def _input_hook(items: Sequence[_Placed], clock: StepClock) -> Callable[..., Any]:
+def _by_module(pipe: Pipeline, placed: Sequence[Placed]) -> dict[torch.nn.Module, list[Placed]]:
+    found: dict[torch.nn.Module, list[Placed]] = {}
+    for where in placed:
+        if where.kind in _HOOKED:
+            found.setdefault(where.site.module(pipe), []).append(where)
+    return found
+
+
+def _hook(stack: ExitStack, module: torch.nn.Module, placed: Sequence[Placed], change: Change) -> None:
+    """Hooks of one module: its input, the prompt it is given, its attention maps, its output."""
+    inputs = [where for where in placed if where.site.port in ("in", "prompt")]
+    maps = [where for where in placed if where.kind == "probs"]
+    outputs = [where for where in placed if where.site.port in ("out", "delta")]
+    if inputs:
+        stack.callback(module.register_forward_pre_hook(_input_hook(module, inputs, change), with_kwargs=True).remove)
+    if maps:
+        hook = AttentionEdits(module, maps, change)
+        stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    if outputs:
+        stack.callback(module.register_forward_hook(_output_hook(outputs, change), with_kwargs=True).remove)
+
+
+def _input_hook(module: torch.nn.Module, placed: Sequence[Placed], change: Change) -> Callable[..., Any]:
+    names = list(inspect.signature(module.forward).parameters)
+
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for site, item in items:
-            if not item.active_at(clock.step):
-                continue
-            slot = find_input(str(site), args, kwargs)
-            edited = _edit(slot.tensor, site, item, clock)
+        for where in placed:
+            slot = (
+                _prompt(where, names, args, kwargs)
+                if where.kind == "prompt"
+                else find_input(str(where.site), args, kwargs)
+            )
+            edited = change(where, slot.tensor)
             if edited is not slot.tensor:
                 args, kwargs = replace_input(slot, edited, args, kwargs)
         return args, kwargs
@@ -95,72 +130,33 @@ def _input_hook(items: Sequence[_Placed], clock: StepClock) -> Callable[..., Any
     return hook
 
 
-def _output_hook(items: Sequence[_Placed], clock: StepClock) -> Callable[..., Any]:
+def _prompt(where: Placed, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot:
+    """The text embedding among the denoiser's arguments."""
+    name = "encoder_hidden_states"
+    at = names.index(name) if name in names else len(args)
+    key = name if name in kwargs else at
+    value = kwargs.get(name) if name in kwargs else args[at] if at < len(args) else None
+    if not isinstance(value, torch.Tensor):
+        raise InvalidIntervention(f"{where.site}: this denoiser is not given a text embedding ({name}).")
+    return Slot(key, value)
+
+
+def _output_hook(placed: Sequence[Placed], change: Change) -> Callable[..., Any]:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        for site, item in items:
-            if not item.active_at(clock.step):
-                continue
-            slot = find_output(str(site), output, args, kwargs)
-            if site.port == "delta":
-                added = delta(str(site), slot.tensor, find_input(str(site), args, kwargs).tensor)
-                edited_delta = _edit(added, site, item, clock)
+        for where in placed:
+            slot = find_output(str(where.site), output, args, kwargs)
+            if where.site.port == "delta":
+                added = delta(str(where.site), slot.tensor, find_input(str(where.site), args, kwargs).tensor)
+                edited_delta = change(where, added)
                 if edited_delta is added:
                     continue
                 # out' = in + delta', written as a change of out, so that cells whose delta stays keep their
                 # exact value
                 edited = add_change(slot.tensor, edited_delta - added, 1.0)
             else:
-                edited = _edit(slot.tensor, site, item, clock)
+                edited = change(where, slot.tensor)
             if edited is not slot.tensor:
                 output = replace_output(slot, edited, output)
         return output
 
     return hook
-
-
-def _edit(x: torch.Tensor, site: Site, item: Intervention, clock: StepClock) -> torch.Tensor:
-    """The edited tensor, or x itself if nothing changes."""
-    signs = [item.sign(branch) for branch in clock.branches]
-    if not any(signs):
-        raise InvalidIntervention(
-            f"{site}: branch policy {item.branch!r} has nothing to edit, because this generation computes "
-            f"{'+'.join(clock.branches)} only. Raise the guidance scale above 1, or choose another policy."
-        )
-    rows = to_rows(str(site), x)
-    if rows.shape[0] % len(signs):
-        raise InvalidIntervention(f"{site}: batch {rows.shape[0]} does not divide into {'+'.join(clock.branches)}.")
-    context = StepContext(str(site), clock.step, clock.t)
-    weight = _weight(item, rows, x, site)
-    with torch.no_grad():
-        if all(sign == 1.0 for sign in signs):
-            edited = item.op.apply(rows, weight, context)
-            return x if edited is rows else from_rows(edited, x)
-        parts = rows.chunk(len(signs))
-        new = [
-            item.op.apply(part, weight * sign, context) if sign else part
-            for part, sign in zip(parts, signs, strict=True)
-        ]
-        if all(a is b for a, b in zip(new, parts, strict=True)):
-            return x
-        return from_rows(torch.cat(new), x)
-
-
-def _weight(item: Intervention, rows: torch.Tensor, x: torch.Tensor, site: Site) -> Weight:
-    """Strength times mask: a number, or (tokens, 1)."""
-    if item.mask is None:
-        return item.strength
-    mask = torch.as_tensor(item.mask)
-    if mask.ndim == 2:
-        if x.ndim != 4:
-            raise InvalidIntervention(
-                f"{site}: the mask is a picture of {tuple(mask.shape)}, but this site has {rows.shape[1]} "
-                "tokens without a "
-                "grid; give a mask of (tokens,)."
-            )
-        if mask.shape != x.shape[2:]:
-            mode = "area" if mask.shape[0] >= x.shape[2] else "nearest"
-            mask = F.interpolate(mask[None, None], size=tuple(x.shape[2:]), mode=mode)[0, 0]
-        mask = mask.flatten()
-    if len(mask) != rows.shape[1]:
-        raise InvalidIntervention(f"{site}: the mask has {len(mask)} cells, the site {rows.shape[1]} tokens.")
-    return item.strength * mask.to(rows.device)[:, None]

@@ -15,8 +15,8 @@ import torch
 
 from probe.errors import InvalidIntervention
 from probe.interventions.dictionary import Dictionary, TopKDictionary, as_dictionary, feature_codes
+from probe.interventions.directions import AddDirection
 from probe.interventions.ops import (
-    AddDirection,
     Op,
     Pack,
     StepContext,
@@ -89,6 +89,12 @@ class _FeatureOp(Op):
         listed = self._table("features")[row]
         return row, listed >= 0, listed[listed >= 0]
 
+    def _codes(
+        self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor, context: StepContext
+    ) -> torch.Tensor:
+        """Codes (..., m) of a few features; 0 allowed where they are not above ``above``."""
+        return feature_codes(self.dictionary, x, features, above)
+
     def _write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x + weight * dz W_dec[features], computed for the tokens whose code changes."""
         changed = (dz != 0).any(-1)
@@ -142,7 +148,7 @@ class ScaleFeatures(_FeatureOp):
             return x
         features, gain = features[active.cpu()], gain[active]
         above = self._table("thresholds")[row][used].to(x.device)[active]
-        z = feature_codes(self.dictionary, x, features, above)
+        z = self._codes(x, features, above, context)
         return self._write_back(x, torch.where(z > above, gain * z, 0.0), features, weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
@@ -186,7 +192,7 @@ class SetFeatures(_FeatureOp):
         if not len(features):
             return x
         values = self._table("values")[row][used].to(x.device)
-        z = feature_codes(self.dictionary, x, features, torch.zeros(len(features)))
+        z = self._codes(x, features, torch.zeros(len(features)), context)
         return self._write_back(x, values - z, features, weight)
 
     def clash(self, other: Op) -> str | None:
@@ -208,6 +214,73 @@ class SetFeatures(_FeatureOp):
     def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> SetFeatures:
         dictionary = dictionary_of(record["dictionary"], unpack)
         return cls(dictionary, unpack(record["features"]), unpack(record["values"]), timesteps_of(record))
+
+
+@dataclass(frozen=True, eq=False)
+class ClampFeatures(_FeatureOp):
+    """z_i' = min(max(z_i, low_i(step)), high_i(step)), for the features i listed for the step.
+
+    Attributes:
+        dictionary: the features' dictionary.
+        features: (n_steps, m) int64, padded with -1, or (m,) for all steps.
+        low, high: same shape, or one number; 0 <= low <= high.
+        timesteps: the timestep of each row of the tables; needed to apply them at another step count.
+    """
+
+    kind: ClassVar[str] = "clamp_features"
+    low: TableLike = 0.0
+    high: TableLike = 0.0
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _feature_table("ClampFeatures", self.dictionary, self.features))
+        for name in ("low", "high"):
+            table = _value_table(f"ClampFeatures: {name}", getattr(self, name), self._table("features"))
+            object.__setattr__(self, name, table)
+        low, high = self._table("low"), self._table("high")
+        if bool((low < 0).any()) or bool((high < low).any()):
+            raise InvalidIntervention("ClampFeatures: expected 0 <= low <= high everywhere; codes are at least 0.")
+        object.__setattr__(
+            self, "timesteps", check_table("ClampFeatures", len(self._table("features")), self.timesteps)
+        )
+
+    def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
+        row, used, features = self._chosen(x, context)
+        if not len(features):
+            return x
+        low, high = (self._table(name)[row][used].to(x.device) for name in ("low", "high"))
+        # codes below high stay, so they need not be known where no lower end asks for them
+        above = torch.where(low > 0, 0.0, high)
+        z = self._codes(x, features, above, context)
+        return self._write_back(x, z.clamp(low, high) - z, features, weight)
+
+    def to_record(self, pack: Pack) -> dict[str, Any]:
+        return {
+            "dictionary": dictionary_record(self.dictionary, pack),
+            "features": pack(self._table("features")),
+            "low": pack(self._table("low")),
+            "high": pack(self._table("high")),
+            "timesteps": self.timesteps,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> ClampFeatures:
+        dictionary = dictionary_of(record["dictionary"], unpack)
+        tables = (unpack(record[name]) for name in ("features", "low", "high"))
+        return cls(dictionary, *tables, timesteps=timesteps_of(record))
+
+
+def ablate_features(
+    dictionary: Dictionary, features: TableLike, *, timesteps: tuple[int, ...] | None = None
+) -> ScaleFeatures:
+    """Set features to 0 where they are on.
+
+    Args:
+        dictionary: the features' dictionary.
+        features: (n_steps, m) int64, padded with -1, or (m,) for all steps.
+        timesteps: the timestep of each row of the table; needed to apply it at another step count.
+    """
+    return ScaleFeatures(dictionary, features, 0.0, timesteps=timesteps)
 
 
 def add_feature(

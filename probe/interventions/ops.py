@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from probe.errors import InvalidIntervention
+from probe.errors import InvalidIntervention, RecipeError
 
 Weight = float | torch.Tensor
 Pack = Callable[[torch.Tensor], str]
@@ -24,15 +23,42 @@ Pack = Callable[[torch.Tensor], str]
 Unpack = Callable[[str], torch.Tensor]
 TableLike = torch.Tensor | Sequence[Any] | float
 """What a per-step table may be given as; operations keep it as a tensor on the CPU."""
-UNITS = ("raw", "std", "p99")
+
+
+class Moment(NamedTuple):
+    """A point of a generation.
+
+    Attributes:
+        step: position in sampling order, 0 = most noise; -1 where there are no steps (text encoders).
+        t: the scheduler's timestep; NaN where there are none.
+        log_snr: log(signal / noise) power; NaN where there are no steps or the scheduler does not say.
+    """
+
+    step: int
+    t: float
+    log_snr: float = float("nan")
 
 
 class StepContext(NamedTuple):
-    """Where an operation is being applied."""
+    """Where an operation is being applied.
+
+    Attributes:
+        site: for messages.
+        step, t, log_snr: as ``Moment``.
+        branch: the guidance branch of the rows; "" if they hold several, or none.
+        predict: at sampler sites, the model's noise for a text embedding (L, C) at this very state, as rows
+            (B, tokens, d); one denoiser call.
+    """
 
     site: str
     step: int
     t: float
+    log_snr: float = float("nan")
+    branch: str = ""
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+_KINDS: dict[str, type[Op]] = {}
 
 
 class Op(ABC):
@@ -40,6 +66,12 @@ class Op(ABC):
 
     kind: ClassVar[str]
     replaces: ClassVar[bool] = False
+    by_branch: ClassVar[bool] = False
+    """Whether rows of different guidance branches must come in separate calls."""
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            _KINDS[cls.kind] = cls
 
     @abstractmethod
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
@@ -70,6 +102,22 @@ class Op(ABC):
         return None
 
 
+def op_record(op: Op, pack: Pack) -> dict[str, Any]:
+    """An operation in a recipe: its kind and fields."""
+    return {"kind": op.kind} | op.to_record(pack)
+
+
+def op_of(record: Mapping[str, Any], unpack: Unpack) -> Op:
+    """Inverse of ``op_record``.
+
+    Raises:
+        RecipeError: an operation that this version does not have.
+    """
+    if record["kind"] not in _KINDS:
+        raise RecipeError(f"recipe: operation {record['kind']!r}; this version knows {', '.join(sorted(_KINDS))}.")
+    return _KINDS[record["kind"]].from_record(record, unpack)
+
+
 def add_change(x: torch.Tensor, change: torch.Tensor, weight: Weight) -> torch.Tensor:
     """x + weight * change where that is not zero; x itself if it is zero everywhere. Computed in float32 or
     wider.
@@ -92,6 +140,10 @@ def table_row(n_rows: int, timesteps: tuple[int, ...] | None, context: StepConte
     """
     if n_rows == 1:
         return 0
+    if context.step < 0:
+        raise InvalidIntervention(
+            f"{what} at {context.site}: its table has {n_rows} steps, but there are no steps here."
+        )
     if timesteps is not None:
         return min(range(n_rows), key=lambda row: abs(timesteps[row] - context.t))
     if context.step >= n_rows:
@@ -123,8 +175,9 @@ def check_width(what: str, width: int, x: torch.Tensor, context: StepContext) ->
 
 
 def float_table(what: str, values: Any, ndim: int) -> torch.Tensor:
-    """A finite float32 tensor on the CPU with ``ndim`` dimensions; a missing leading step axis is added."""
-    tensor = torch.as_tensor(values).detach().to("cpu", torch.float32)
+    """A finite floating-point tensor on the CPU with ``ndim`` dimensions; a missing leading step axis is added."""
+    tensor = torch.as_tensor(values).detach().to("cpu")
+    tensor = tensor if tensor.dtype == torch.float64 else tensor.float()  # float64 is kept for closed-form models
     if tensor.ndim == ndim - 1:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim != ndim or tensor.numel() == 0:
@@ -134,110 +187,6 @@ def float_table(what: str, values: Any, ndim: int) -> torch.Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidIntervention(f"{what}: holds NaN or infinity.")
     return tensor
-
-
-@dataclass(frozen=True, eq=False)
-class AddDirection(Op):
-    """x' = x + w * scale(step) * direction(step), the same at every token.
-
-    Attributes:
-        direction: (d,) or (n_steps, d).
-        unit: what strength 1 means: ``raw`` (the direction as it is), or the direction times the size of a
-            unit: ``std`` (the site's standard deviation) or ``p99`` (the 99th percentile of a feature's
-            code).
-        scale: the size of the unit, a number or (n_steps,); None for ``raw``.
-        timesteps: the timestep of each row of the tables; needed to apply them at another step count.
-    """
-
-    kind: ClassVar[str] = "add_direction"
-    direction: torch.Tensor
-    unit: str = "raw"
-    scale: TableLike | None = None
-    timesteps: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        direction = float_table("AddDirection: direction", self.direction, 2)
-        object.__setattr__(self, "direction", direction)
-        object.__setattr__(self, "scale", _check_unit("AddDirection", self.unit, self.scale))
-        n_rows = max(len(direction), len(self._scale))
-        if len({len(direction), len(self._scale)} - {1}) > 1:
-            raise InvalidIntervention(
-                f"AddDirection: direction has {len(direction)} steps and scale {len(self._scale)}; expected the same."
-            )
-        object.__setattr__(self, "timesteps", check_table("AddDirection", n_rows, self.timesteps))
-
-    @property
-    def _scale(self) -> torch.Tensor:
-        return self.scale if isinstance(self.scale, torch.Tensor) else torch.ones(1)
-
-    def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
-        check_width("AddDirection", self.direction.shape[1], x, context)
-        row = table_row(len(self.direction), self.timesteps, context, "AddDirection")
-        size = float(self._scale[table_row(len(self._scale), self.timesteps, context, "AddDirection")])
-        change = (size * self.direction[row]).to(x.device)
-        return add_change(x, change.expand(x.shape), weight)
-
-    def to_record(self, pack: Pack) -> dict[str, Any]:
-        return {
-            "direction": pack(self.direction),
-            "unit": self.unit,
-            "scale": pack(self._scale),
-            "timesteps": self.timesteps,
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> AddDirection:
-        scale = None if record["unit"] == "raw" else unpack(record["scale"])
-        return cls(unpack(record["direction"]), record["unit"], scale, timesteps_of(record))
-
-
-@dataclass(frozen=True, eq=False)
-class Replace(Op):
-    """x' = value: the site is overwritten, for example with what another run computed.
-
-    Attributes:
-        value: (tokens, d) or (n_steps, tokens, d).
-        timesteps: the timestep of each row of ``value``; needed to apply it at another step count.
-    """
-
-    kind: ClassVar[str] = "replace"
-    replaces: ClassVar[bool] = True
-    value: torch.Tensor
-    timesteps: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", float_table("Replace: value", self.value, 3))
-        object.__setattr__(self, "timesteps", check_table("Replace", len(self.value), self.timesteps))
-
-    def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
-        check_width("Replace", self.value.shape[2], x, context)
-        if self.value.shape[1] != x.shape[1]:
-            raise InvalidIntervention(
-                f"Replace at {context.site}: the value has {self.value.shape[1]} tokens, the site {x.shape[1]}."
-            )
-        value = self.value[table_row(len(self.value), self.timesteps, context, "Replace")].to(x.device)
-        blended = add_change(x, value - x, weight)
-        full = torch.as_tensor(weight, device=x.device) == 1  # x + (value - x) is value only up to rounding
-        return torch.where(full, value.to(x.dtype).expand(x.shape), blended)
-
-    def to_record(self, pack: Pack) -> dict[str, Any]:
-        return {"value": pack(self.value), "timesteps": self.timesteps}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> Replace:
-        return cls(unpack(record["value"]), timesteps_of(record))
-
-
-def _check_unit(what: str, unit: str, scale: Any) -> torch.Tensor | None:
-    """The scale of a unit as an (n_steps,) table; None for ``raw``."""
-    if unit not in UNITS:
-        raise InvalidIntervention(f"{what}: unit {unit!r}; expected one of {', '.join(UNITS)}.")
-    if (unit == "raw") != (scale is None):
-        raise InvalidIntervention(
-            f"{what}: unit {unit!r} "
-            + ("takes no scale." if unit == "raw" else "needs a scale: its size at each step.")
-        )
-    return None if scale is None else float_table(f"{what}: scale", scale, 1)
 
 
 def timesteps_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -2,10 +2,8 @@
 
 A recipe is a folder with ``recipe.json`` (readable: sites, steps, branches, strengths, fingerprint) and
 ``recipe.safetensors`` (directions, tables, masks and, for feature edits, the dictionary). The dictionary's
-tensors are stored
-in full rather than by reference: a TopK code of one feature depends on all encoder columns, and a recipe that
-    replays on its
-own can be sent to someone else. Equal tensors are stored once.
+tensors are stored in full rather than by reference: a TopK code of one feature depends on all encoder columns, and a
+recipe that replays on its own can be sent to someone else. Equal tensors are stored once.
 """
 
 from __future__ import annotations
@@ -23,17 +21,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from probe.errors import ProbeError, RecipeError, RecipeExists, RecipeNotFound, WrongModel
-from probe.interventions.features import ScaleFeatures, SetFeatures
 from probe.interventions.intervention import Intervention
-from probe.interventions.ops import AddDirection, Op, Replace
+from probe.interventions.ops import op_of, op_record
+from probe.interventions.windows import Schedule, Window
 from probe.model.fingerprint import differences, fingerprint
 from probe.model.pipeline import Pipeline
 
 FORMAT = "denoscope.recipe"
-VERSION = 1
+VERSION = 2
 JSON_FILE = "recipe.json"
 TENSOR_FILE = "recipe.safetensors"
-_OPS: dict[str, type[Op]] = {op.kind: op for op in (AddDirection, Replace, ScaleFeatures, SetFeatures)}
 
 
 @dataclass(frozen=True)
@@ -170,27 +167,28 @@ def _named(found: Mapping[str, Any]) -> str:
 
 
 def _item_record(item: Intervention, pack: Any) -> dict[str, Any]:
+    steps = item.steps.to_record() if isinstance(item.steps, Window) else item.steps
     return {
         "site": str(item.where),
-        "steps": None if item.steps is None else list(item.steps),
+        "steps": list(steps) if isinstance(steps, tuple) else steps,
         "branch": item.branch,
-        "strength": item.strength,
+        "strength": item.strength.to_record() if isinstance(item.strength, Schedule) else item.strength,
         "mask": None if item.mask is None else pack(torch.as_tensor(item.mask)),
-        "op": {"kind": item.op.kind} | item.op.to_record(pack),
+        "inject": item.inject,
+        "op": op_record(item.op, pack),
     }
 
 
 def _item_of(record: Mapping[str, Any], unpack: Any) -> Intervention:
-    kind = record["op"]["kind"]
-    if kind not in _OPS:
-        raise RecipeError(f"recipe: operation {kind!r}; this version knows {', '.join(_OPS)}.")
+    steps, strength = record["steps"], record["strength"]
     return Intervention(
         site=record["site"],
-        op=_OPS[kind].from_record(record["op"], unpack),
-        steps=None if record["steps"] is None else tuple(record["steps"]),
+        op=op_of(record["op"], unpack),
+        steps=Window.from_record(steps) if isinstance(steps, dict) else None if steps is None else tuple(steps),
         branch=record["branch"],
-        strength=record["strength"],
+        strength=Schedule(**strength) if isinstance(strength, dict) else strength,
         mask=None if record["mask"] is None else unpack(record["mask"]),
+        inject=record.get("inject", "both"),  # version 1 knew no other
     )
 
 
