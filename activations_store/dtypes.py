@@ -11,6 +11,7 @@ Every dtype fills unwritten places with NaN (for int8: bytes -1, whose last four
 NaN scale): a reader that does not know commit records sees NaN, never a plausible zero.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,17 +78,35 @@ class StoredDType:
         if not self.exponent:
             return int(np.isnan(given).sum()), int(np.isinf(given).sum())
         bits = stored.view(np.uint16 if self.itemsize == 2 else np.uint32)
+        sign = bits.dtype.type(1 << (8 * self.itemsize - 1))
+        # As numbers, the bits of a finite value lie below those of infinity, apart from the sign. Two maxima are
+        # the cheapest test of that: negative values are the largest unsigned, positive ones the largest signed.
+        positive, negative = int(bits.view(f"i{self.itemsize}").max()), int(bits.max())
+        if positive < self.exponent and negative < sign + self.exponent:
+            return 0, 0
         full = (bits & bits.dtype.type(self.exponent)) == self.exponent
         n_full = int(np.count_nonzero(full))
-        if not n_full:
-            return 0, 0
         n_nan = int(np.count_nonzero(bits[full] & bits.dtype.type(self.mantissa)))
         return n_nan, n_full - n_nan
 
 
 def _to_float16(x: np.ndarray) -> np.ndarray:
+    """float32 -> float16, round to nearest even; NaN becomes a quiet one.
+
+    torch rounds alike and is seven times as fast: it does the work where the program has loaded it.
+    """
+    if x.dtype == _F16:
+        return x
+    torch = sys.modules.get("torch")
+    if torch is not None and x.flags.writeable and x.flags.c_contiguous:  # torch takes no other memory without a word
+        return torch.from_numpy(x).half().numpy()
     with np.errstate(over="ignore"):  # overflow is counted by the writer, which then refuses or records it
-        return x.astype("<f2", copy=False)
+        out = x.astype("<f2")
+    nan = np.isnan(out)
+    if nan.any():  # the processor keeps the upper bits of the mantissa and sets the quiet bit, numpy not always
+        bits = x[nan].view(np.uint32)
+        out[nan] = ((bits >> 16 & 0x8000) | 0x7E00 | (bits >> 13 & 0x3FF)).astype(np.uint16).view(np.float16)
+    return out
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:

@@ -193,7 +193,7 @@ class TempFolder:
 
 def open_for_writing(path: Path) -> BinaryIO:
     """A new file for writing; an existing one is an error."""
-    return path.open("xb", buffering=1 << 20)
+    return path.open("xb", buffering=1 << 16)  # larger pieces, as chunks are, go to the system uncopied
 
 
 def rename(source: Path, target: Path) -> None:

@@ -34,7 +34,8 @@ class SiteRecord:
         n_bytes: size of the shard file.
         sha256: of the shard file.
         array_sha256: of the stored values as little-endian bytes in C order (sample, step, branch, token,
-            channel), so it does not depend on chunks or compression.
+            channel), so it does not depend on zstd's version. None where the record has none: without compression
+            the file is a function of the values.
         chunk_crc32c: (n_chunks,) uint32, crc32c of each chunk's stored bytes in file order.
         nan, inf, overflow: counts by step. `overflow` counts finite inputs that the stored dtype turned into
             infinity (they are in `inf` too).
@@ -44,12 +45,17 @@ class SiteRecord:
 
     n_bytes: int
     sha256: str
-    array_sha256: str
+    array_sha256: str | None
     chunk_crc32c: np.ndarray
     nan: tuple[int, ...]
     inf: tuple[int, ...]
     overflow: tuple[int, ...]
     present: np.ndarray | None = None
+
+    @property
+    def values_sha256(self) -> str:
+        """A hash that tells this shard's values from others of the same store."""
+        return self.array_sha256 or self.sha256
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values.
@@ -60,12 +66,13 @@ class SiteRecord:
         values = {
             "n_bytes": self.n_bytes,
             "sha256": self.sha256,
-            "array_sha256": self.array_sha256,
             "chunk_crc32c": base64.b64encode(self.chunk_crc32c.astype("<u4").tobytes()).decode(),
             "nan": self.nan,
             "inf": self.inf,
             "overflow": self.overflow,
         }
+        if self.array_sha256 is not None:
+            values["array_sha256"] = self.array_sha256
         if self.present is not None:
             values["present"] = base64.b64encode(np.packbits(self.present).tobytes()).decode()
         return values
@@ -106,9 +113,15 @@ class CommitRecord:
 
     def different_sites(self, other: "CommitRecord") -> list[str]:
         """Sites at which the two records speak of other numbers or other missing maps."""
-        theirs = {name: (site.array_sha256, site.to_dict().get("present")) for name, site in other.sites.items()}
-        ours = {name: (site.array_sha256, site.to_dict().get("present")) for name, site in self.sites.items()}
-        return [name for name in ours if ours[name] != theirs.get(name)]
+        return [name for name, site in self.sites.items() if not _same_values(site, other.sites.get(name))]
+
+
+def _same_values(ours: SiteRecord, theirs: SiteRecord | None) -> bool:
+    if theirs is None or ours.to_dict().get("present") != theirs.to_dict().get("present"):
+        return False
+    if ours.array_sha256 and theirs.array_sha256:
+        return ours.array_sha256 == theirs.array_sha256
+    return ours.sha256 == theirs.sha256
 
 
 def record_limit(spec: StoreSpec) -> int:
@@ -158,7 +171,9 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
         crcs = np.frombuffer(base64.b64decode(entry["chunk_crc32c"], validate=True), "<u4")
         if len(crcs) != grid.chunks_in(shard):
             raise ValueError(f"{len(crcs)} chunk checksums for {grid.chunks_in(shard)} chunks of site {name}")
-        for key in ("sha256", "array_sha256"):
+        # Without compression the hash of the values says nothing that the file's does not: it may be there.
+        hashes = ("sha256", "array_sha256") if spec.compression or "array_sha256" in entry else ("sha256",)
+        for key in hashes:
             if not isinstance(entry[key], str) or not _HEX64.fullmatch(entry[key]):
                 raise ValueError(f"{key} of site {name} is no SHA-256")
         counts = [entry["n_bytes"], *entry["nan"], *entry["inf"], *entry["overflow"]]
@@ -169,7 +184,7 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
         sites[name] = SiteRecord(
             entry["n_bytes"],
             entry["sha256"],
-            entry["array_sha256"],
+            entry.get("array_sha256"),
             crcs,
             tuple(entry["nan"]),
             tuple(entry["inf"]),

@@ -4,17 +4,34 @@ The bytes are made here and not by zarr for three reasons: every chunk is writte
 none beyond the last sample; file hash, array hash and chunk checksums come from one pass; and the same
 values give the same bytes under any zarr version. Tests open the result with zarr and read shards that zarr
 wrote.
+
+SHA-256 is most of what writing costs, so bytes are hashed once. Without compression the file is a function of its
+values, and its hash speaks for both. With zstd it depends on the library's version, so the values are hashed too.
 """
+
+import hashlib
 
 import numpy as np
 from google_crc32c import value as crc32c
 
 from .chunking import ChunkGrid
 from .fileio import TempFile
+from .incoming import Incoming
 from .layout import ZSTD_LEVEL
+from .records import SiteRecord
+from .spec import SiteSpec, StoreSpec
 
 ABSENT = np.uint64(2**64 - 1)
 """Offset and length of a chunk that is not in the file."""
+
+
+def write_site(temp: TempFile, spec: StoreSpec, site: SiteSpec, shard: int, incoming: Incoming) -> SiteRecord:
+    """Write one site's shard file into an open temporary file, finish it, and say what it holds."""
+    values = incoming.values
+    crcs = write_shard_file(temp, spec.grid(site.name), shard, values, site.stored_dtype.fill, spec.compression)
+    array_sha256 = _sha256(values) if spec.compression else None
+    nan, inf, overflow = (tuple(int(n) for n in row) for row in incoming.counts)
+    return SiteRecord(temp.n_bytes, temp.finish(), array_sha256, crcs, nan, inf, overflow, incoming.present)
 
 
 def write_shard_file(
@@ -54,6 +71,13 @@ def write_shard_file(
     temp.write(index_bytes)
     temp.write(np.array([crc32c(index_bytes)], "<u4").tobytes())
     return crcs
+
+
+def _sha256(values: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for sample in values:  # one sample at a time: a non-contiguous array is never copied whole
+        digest.update(np.ascontiguousarray(sample).data)
+    return digest.hexdigest()
 
 
 def _zstd_compress(data: np.ndarray) -> bytes:

@@ -167,7 +167,7 @@ def read_file(path: "Path", spec: StoreSpec) -> tuple[SiteStatistics, str]:
 
 
 def basis_of(hashes: Mapping[str, str], site: str, values: Mapping[int, str]) -> str:
-    """Hash of what statistics cover: the store's hashes, and by committed shard the site's `array_sha256`."""
+    """Hash of what statistics cover: the store's hashes, and by committed shard the hash of the site's values."""
     return jsonio.content_hash({"store": dict(hashes), "site": site, "shards": sorted(values.items())})
 
 
@@ -272,7 +272,7 @@ def _size_limit(spec: StoreSpec) -> int:
 
 
 def _values(store: "ActivationStore", site: str) -> dict[int, str]:
-    return {shard: store.record(shard).sites[site].array_sha256 for shard in store.committed}
+    return {shard: store.record(shard).sites[site].values_sha256 for shard in store.committed}
 
 
 def _path(store: "ActivationStore", view: "SiteView", branches: BranchSelection) -> "Path":

@@ -133,8 +133,7 @@ def _check_shard(layout: Layout, info: StoreInfo, site: SiteSpec, shard: int, en
     try:
         if not full:
             return
-        # Every chunk is read, so the first bad one is named, and the values are hashed as the record's
-        # writer hashed them.
+        # Every chunk is read, so the first bad one is named; values are hashed where the record has their hash.
         _check_chunks(reader, layout, info, site, shard, entry)
         n_bytes, digest = sha256_of(path)
         if (n_bytes, digest) != (entry.n_bytes, entry.sha256):
@@ -150,7 +149,7 @@ def _check_chunks(
     g, _, _, k, channels = grid.chunk_shape
     _, steps, branches, splits, _ = grid.chunks_per_shard
     n_samples = grid.samples_in(shard)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if entry.array_sha256 else None
     # One sample block at a time, so that values come in C order: at most one chunk's samples with all their
     # steps in memory.
     block = np.empty((g, steps, branches, splits * k, channels), site.stored_dtype.stored)
@@ -164,9 +163,10 @@ def _check_chunks(
                     if not reader.check_stored_crc(i):
                         raise CorruptShard(f"{path}: the stored checksum of chunk {i} is damaged")
                     block[:, step, branch, split * k : (split + 1) * k] = chunk
-        values = np.ascontiguousarray(block[: min(g, n_samples - first), :, :, : site.tokens])
-        digest.update(values.data)
-    if digest.hexdigest() != entry.array_sha256:
+        if digest is not None:
+            values = np.ascontiguousarray(block[: min(g, n_samples - first), :, :, : site.tokens])
+            digest.update(values.data)
+    if digest is not None and digest.hexdigest() != entry.array_sha256:
         raise CorruptShard(f"{path}: its values are not those of the commit record")
 
 
@@ -191,7 +191,7 @@ def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
         except (StoreError, OSError) as error:
             problems.append(Problem("statistics", str(error), _relative(layout, path)))
             continue
-        values = {shard: r.sites[found.site].array_sha256 for shard, r in records.items() if found.site in r.sites}
+        values = {shard: r.sites[found.site].values_sha256 for shard, r in records.items() if found.site in r.sites}
         if basis != basis_of(info.hashes, found.site, values):
             problems.append(Problem("stale", "not about what is committed now", _relative(layout, path)))
     return problems

@@ -1,8 +1,8 @@
 """Writing a store, one whole shard at a time.
 
-The protocol, for shard i: check shapes, dtypes and finiteness of every site; write each site's shard file
-under a temporary name; rename them; then write the commit record and rename it. That last rename is the
-commit. A process killed anywhere before leaves nothing that a reader sees; started again, it writes the same
+The protocol, for shard i: check shapes, dtypes and finiteness of every site (incoming.py); write each site's shard
+file under a temporary name (shard_file.py); rename them; then write the commit record and rename it. That last rename
+is the commit. A process killed anywhere before leaves nothing that a reader sees; started again, it writes the same
 bytes.
 
 Any number of processes may write different shards of one store. Two that write the same shard either agree
@@ -10,10 +10,7 @@ Any number of processes may write different shards of one store. Two that write 
 a run is reproducible.
 """
 
-import errno
-import hashlib
 import logging
-import shutil
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -22,28 +19,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import jsonio
-from .errors import (
-    DiskFull,
-    FingerprintMismatch,
-    InvalidRecord,
-    NonFiniteActivations,
-    PlanMismatch,
-    ShardConflict,
-    ShardMismatch,
-    SpecMismatch,
-    StoreExists,
-    WriterClosed,
-    explain,
-)
-from .fileio import Lock, TempFile, TempFolder, check_folder, read_small, sync_folder, write_atomic
-from .groups import check_addition, check_name, group_names
-from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
+from .creation import add_group, create_store, read_same
+from .errors import InvalidRecord, ShardConflict, WriterClosed, explain
+from .fileio import Lock, TempFile, write_atomic
+from .groups import check_name
+from .incoming import prepare
+from .layout import Layout, StoreInfo
 from .leftovers import remove_dead_temp_files
 from .records import CommitRecord, SiteRecord, read_record
-from .samples import MAX_TABLE_BYTES, canonical_samples, table_bytes
-from .shard_file import write_shard_file
-from .spec import SiteSpec, StoreSpec
+from .shard_file import write_site
+from .spec import StoreSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,21 +88,7 @@ class StoreWriter:
             DiskFull: the store would not fit.
         """
         layout = Layout(Path(path))
-        _refuse_existing(layout)
-        samples = canonical_samples(samples, spec.n_samples)
-        model, planned = jsonio.normalise(dict(fingerprint)), jsonio.normalise(dict(plan))
-        # Metadata that cannot be written should fail before there is a folder.
-        StoreInfo(spec, model, planned, "0" * 64).to_bytes()
-        layout.root.mkdir(parents=True, exist_ok=True)
-        if check_space:
-            _check_space(layout.root, spec)
-        lock = Lock(layout.commit_lock)
-        try:
-            lock.acquire(exclusive=True, wait=True)
-            _refuse_existing(layout)  # another process may have created one since
-            info = _write_metadata(layout, spec, model, planned, table_bytes(samples), fsync=fsync)
-        finally:
-            lock.close()
+        info = create_store(layout, spec, samples, fingerprint, plan, fsync=fsync, check_space=check_space)
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @classmethod
@@ -156,33 +127,9 @@ class StoreWriter:
         """
         check_name(group)
         base = Layout(Path(path))
-        info = read_store_info(base.root)
-        check_arrays(base, info.spec)
-        target = Layout(base.group(group))
-        work, lock = Lock(base.writers_lock), Lock(base.commit_lock)
-        try:
-            work.acquire(exclusive=False, wait=True)  # gc leaves alone what a writer may be making
-            lock.acquire(exclusive=True, wait=True)
-            others = [name for name in group_names(base) if name != group]
-            specs = [info.spec, *(read_store_info(base.group(name)).spec for name in others)]
-            taken = {site.dir_name.casefold() for one in specs for site in one.sites}
-            check_addition(info, spec, taken, dict(fingerprint))
-            if not target.store_json.exists():
-                if check_space:
-                    _check_space(base.root, spec)
-                base.groups.mkdir(exist_ok=True)
-                check_folder(base.groups)
-                table = read_small(base.samples, MAX_TABLE_BYTES)
-                with TempFolder(target.root, fsync=fsync) as temp:
-                    planned = jsonio.normalise(dict(plan))
-                    _write_metadata(Layout(temp.path), spec, info.fingerprint, planned, table, fsync=fsync)
-                    temp.publish()
-        finally:
-            lock.close()
-            work.close()
-        return cls.resume(
-            target.root, spec=spec, fingerprint=fingerprint, plan=plan, allow_nonfinite=allow_nonfinite, fsync=fsync
-        )
+        target = add_group(base, group, spec, fingerprint, plan, fsync=fsync, check_space=check_space)
+        info = read_same(target, spec, fingerprint, plan)
+        return cls(target, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @classmethod
     def resume(
@@ -203,24 +150,7 @@ class StoreWriter:
                 message names the fields that differ, with both values.
         """
         layout = Layout(Path(path))
-        info = read_store_info(layout.root)
-        check_arrays(layout, info.spec)
-        given = {"fingerprint": jsonio.normalise(dict(fingerprint)), "plan": jsonio.normalise(dict(plan))}
-        for what, stored, new, error in (
-            ("plan", info.plan, given["plan"], PlanMismatch),
-            ("spec", info.spec.to_dict(), spec.to_dict(), SpecMismatch),
-            ("fingerprint", info.fingerprint, given["fingerprint"], FingerprintMismatch),
-        ):
-            lines = jsonio.differences(stored, new)
-            if lines:
-                raise error(
-                    explain(
-                        f"The store {path} was created with another {what}",
-                        found="; ".join(lines),
-                        expected=f"the same {what} as in its store.json",
-                        next_step="resume with what it was created with, or collect into another folder",
-                    )
-                )
+        info = read_same(layout, spec, fingerprint, plan)
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @property
@@ -263,16 +193,15 @@ class StoreWriter:
         """
         if not self._closer.alive:
             raise WriterClosed(explain(f"The writer of {self.path} is closed", next_step="open it with resume"))
-        masks = self._checked_masks(shard, present or {})
-        stored, counts = self._checked(shard, arrays, masks)
+        allow = self._allow_nonfinite
+        incoming = prepare(self.spec, shard, arrays, present or {}, allow_nonfinite=allow)
         with ExitStack() as stack:
             temps: list[TempFile] = []
             sites: dict[str, SiteRecord] = {}
             for site in self.spec.sites:
-                temp = stack.enter_context(TempFile(self._layout.shard(site, shard), fsync=self._fsync))
-                temps.append(temp)
-                values, mask = stored.pop(site.name), masks.get(site.name)
-                sites[site.name] = self._write_site(temp, site, shard, values, counts[site.name], mask)
+                temps.append(stack.enter_context(TempFile(self._layout.shard(site, shard), fsync=self._fsync)))
+                # Popped: what was encoded for this site is free before the next one is written.
+                sites[site.name] = write_site(temps[-1], self.spec, site, shard, incoming.pop(site.name))
             record = CommitRecord(shard, self.spec.shard_samples(shard), sites, self._info.hashes)
             return self._commit(record, temps)
 
@@ -303,97 +232,6 @@ class StoreWriter:
         except InvalidRecord as error:
             logger.warning("%s", error)
             return None
-
-    def _checked_masks(self, shard: int, present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Masks of the sites that lack a map in this shard."""
-        masks = {}
-        for name, mask in present.items():
-            shape = self.spec.shard_shape(name, shard)[:3]  # an unknown name raises UnknownSite
-            if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != shape:
-                found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-                raise ShardMismatch(
-                    explain(
-                        f"The mask of site {name} does not fit shard {shard}", found=found, expected=f"bool {shape}"
-                    )
-                )
-            if not mask.all():
-                masks[name] = mask
-        if masks and not self.spec.ragged:
-            raise ShardMismatch(
-                explain(
-                    f"Shard {shard} lacks maps of {', '.join(masks)}",
-                    expected="every map, since the store is not ragged",
-                    next_step="create the store with StoreSpec(..., ragged=True)",
-                )
-            )
-        return masks
-
-    def _checked(
-        self, shard: int, arrays: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Arrays in the stored dtype, and (3, steps) counts of NaN, infinity and overflow, by site."""
-        names = {site.name for site in self.spec.sites}
-        if set(arrays) != names:
-            raise ShardMismatch(
-                explain(f"Shard {shard} needs every site once", found=sorted(arrays), expected=sorted(names))
-            )
-        stored: dict[str, np.ndarray] = {}
-        counts: dict[str, np.ndarray] = {}
-        for site in self.spec.sites:
-            x, dtype = arrays[site.name], site.stored_dtype
-            shape = self.spec.shard_shape(site.name, shard)
-            if isinstance(x, np.ndarray) and x.dtype == np.int8:
-                shape = (*shape[:-1], site.stored_channels)
-            if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype not in dtype.accepts:
-                found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-                accepted = " or ".join(str(d) for d in dtype.accepts)
-                raise ShardMismatch(
-                    explain(
-                        f"The array of site {site.name} does not fit shard {shard}",
-                        found=found,
-                        expected=f"{accepted} {shape}: sample, step, branch, token, channel",
-                    )
-                )
-            mask = masks.get(site.name)
-            if mask is not None:  # what is missing is neither counted nor stored, whatever the caller left there
-                x = np.where(mask[..., None, None], x, x.dtype.type(0))
-            stored[site.name] = dtype.encode(x)
-            counts[site.name] = _count_by_step(site, x, stored[site.name])
-            if mask is not None:
-                stored[site.name] = np.where(mask[..., None, None], stored[site.name], dtype.fill)
-        bad = {name: c for name, c in counts.items() if c.any()}
-        if bad and not self._allow_nonfinite:
-            lines = [
-                f"site {name} step {step}: {c[0, step]} NaN, {c[1, step]} infinite ({c[2, step]} by overflow)"
-                for name, c in bad.items()
-                for step in np.flatnonzero(c.any(axis=0))[:3]
-            ]
-            raise NonFiniteActivations(
-                explain(
-                    f"Shard {shard} holds values that are not finite",
-                    found="; ".join(lines[:6]),
-                    expected="finite values",
-                    next_step="store float32 or bfloat16, or pass allow_nonfinite=True to count only",
-                )
-            )
-        return stored, counts
-
-    def _write_site(
-        self,
-        temp: TempFile,
-        site: SiteSpec,
-        shard: int,
-        values: np.ndarray,
-        counts: np.ndarray,
-        present: np.ndarray | None,
-    ) -> SiteRecord:
-        grid, fill = self.spec.grid(site.name), site.stored_dtype.fill
-        crcs = write_shard_file(temp, grid, shard, values, fill, self.spec.compression)
-        digest = hashlib.sha256()
-        for sample in values:  # one sample at a time: a non-contiguous array is never copied whole
-            digest.update(np.ascontiguousarray(sample).data)
-        nan, inf, overflow = (tuple(int(n) for n in row) for row in counts)
-        return SiteRecord(temp.n_bytes, temp.finish(), digest.hexdigest(), crcs, nan, inf, overflow, present)
 
     def _commit(self, record: CommitRecord, temps: list[TempFile]) -> CommitRecord:
         """Publish files and record, or find that another writer was first.
@@ -426,71 +264,3 @@ class StoreWriter:
             return record
         finally:
             lock.close()
-
-
-def _count_by_step(site: SiteSpec, given: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """(3, steps) int64: NaN, infinite and overflowed values at each step."""
-    dtype = site.stored_dtype
-    counts = np.zeros((3, stored.shape[1]), np.int64)
-    for step in range(stored.shape[1]):
-        for sample in range(stored.shape[0]):  # small pieces: the bit masks stay in cache
-            n_nan, n_inf = dtype.count_nonfinite(given[sample, step], stored[sample, step])
-            counts[0, step] += n_nan
-            counts[1, step] += n_inf
-            if n_inf:
-                x = given[sample, step]
-                was_infinite = np.isinf(x).sum() if x.dtype.kind == "f" else n_inf
-                counts[2, step] += n_inf - int(was_infinite)
-    return counts
-
-
-def _write_metadata(
-    layout: Layout, spec: StoreSpec, model: dict[str, Any], plan: dict[str, Any], table: bytes, *, fsync: bool
-) -> StoreInfo:
-    """Everything of a store but its shards. A creation that is killed leaves no store.json, which comes last."""
-    for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
-        folder.mkdir(exist_ok=True)
-        check_folder(folder)
-    write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
-    for site in spec.sites:
-        write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
-    write_atomic(layout.samples, table, fsync=fsync)
-    info = StoreInfo(spec, model, plan, hashlib.sha256(table).hexdigest())
-    if fsync:
-        for folder in (layout.arrays, layout.root, layout.root.resolve().parent):
-            sync_folder(folder)
-    write_atomic(layout.store_json, info.to_bytes(), fsync=fsync)
-    return info
-
-
-def _refuse_existing(layout: Layout) -> None:
-    if layout.store_json.exists() or layout.store_json.is_symlink():
-        raise StoreExists(
-            explain(
-                f"There is a store at {layout.root} already",
-                next_step="use StoreWriter.resume to go on with it, or choose another folder",
-            )
-        )
-    if layout.commits.is_dir() and any(layout.record_number(p.name) is not None for p in layout.commits.iterdir()):
-        raise StoreExists(
-            explain(
-                f"{layout.root} holds commit records but no store.json",
-                expected="an empty folder",
-                next_step="restore store.json from a copy, or choose another folder",
-            )
-        )
-
-
-def _check_space(root: Path, spec: StoreSpec) -> None:
-    free = shutil.disk_usage(root).free
-    if spec.n_bytes > free:
-        sites = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in spec.bytes_by_site().items())
-        raise DiskFull(
-            errno.ENOSPC,
-            explain(
-                f"The store does not fit the disk of {root}",
-                found=f"{free / 1e9:.2f} GB free",
-                expected=f"{spec.n_bytes / 1e9:.2f} GB ({sites})",
-                next_step="record fewer sites, steps, samples or branches, or float16, or use another disk",
-            ),
-        )

@@ -62,7 +62,10 @@ def test_keys_of_a_real_store(tmp_path: Path) -> None:
     assert json.loads((ragged / "store.json").read_bytes())["spec"]["ragged"] is True
     record = json.loads((ragged / "commits/000000.json").read_bytes())
     assert set(record) == keys("Commit records")
-    assert set(record["sites"][JOINED.name]) == keys("Commit records", 1)
+    assert set(record["sites"][JOINED.name]) | {"array_sha256"} == keys("Commit records", 1)
+    packed = complete_store(tmp_path / "z", small_spec(JOINED, compression="zstd")).path
+    site = json.loads((packed / "commits/000000.json").read_bytes())["sites"][JOINED.name]
+    assert set(site) | {"present"} == keys("Commit records", 1)
     assert record["hashes"] == json.loads((ragged / "store.json").read_bytes())["hashes"]
     attributes = json.loads(next(path.glob("arrays/*/zarr.json")).read_bytes())["attributes"]
     assert all(f"`{name}`" in section("Arrays") for name in attributes)

@@ -1,5 +1,7 @@
 """Every kind of input into every dtype: counted or refused, never cast in silence; every fingerprint field counts."""
 
+import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,65 @@ def test_every_field_of_a_spec_and_of_a_plan_counts(tmp_path: Path, field: str) 
     for name in PLAN:
         with pytest.raises(errors.PlanMismatch, match=name):
             StoreWriter.resume(store.path, spec=spec, fingerprint=FINGERPRINT, plan={**PLAN, name: "other"})
+
+
+def bits_of(dtype: str) -> np.ndarray:
+    """Every word of a 16-bit dtype; for float32 every exponent, sign and the ends of the mantissa."""
+    if dtype != "float32":
+        return np.arange(2**16, dtype=np.uint16)
+    ends = np.array([0, 1, 2**12 - 1, 2**12, 2**12 + 1, 3 * 2**12, 2**13, 2**22 - 1, 2**22, 2**23 - 1], np.uint32)
+    return (np.arange(512, dtype=np.uint32)[:, None] << np.uint32(23) | ends).reshape(-1)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_counts_of_every_word(name: str) -> None:
+    dtype = DTYPES[name]
+    bits = bits_of(name)
+    values = dtype.decode(bits.view(dtype.stored))
+    for word, value in zip(bits, values, strict=True):
+        one = np.array([word], bits.dtype).view(dtype.stored)
+        if np.isfinite(value):
+            assert dtype.count_nonfinite(one, one) == (0, 0)
+        else:  # alone, and between finite words of both signs
+            among = np.concatenate([one, one, np.array([0, 1 << (8 * dtype.itemsize - 1)], bits.dtype).view(one.dtype)])
+            assert dtype.count_nonfinite(one, one) == (int(np.isnan(value)), int(np.isinf(value)))
+            assert dtype.count_nonfinite(among, among) == (2 * int(np.isnan(value)), 2 * int(np.isinf(value)))
+
+
+def test_float16_is_the_same_with_and_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    x = np.concatenate([bits_of("float32"), np.random.default_rng(0).integers(0, 2**32, 200_000, np.uint32)]).view(
+        "<f4"
+    )
+    encode = DTYPES["float16"].encode
+    quick = encode(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "from_numpy", lambda *_: pytest.fail("torch was asked"))
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        encode(frozen)
+        encode(np.stack([x, x], axis=1)[:, 0])
+        patch.delitem(sys.modules, "torch")
+        plain = encode(x)
+    np.testing.assert_array_equal(quick.view(np.uint16), plain.view(np.uint16))
+    finite = np.isfinite(x)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(plain[finite], x[finite].astype(np.float16))
+    assert (plain[np.isnan(x)].view(np.uint16) & 0x7E00 == 0x7E00).all()
+
+
+def test_a_record_may_carry_the_hash_of_the_values_too(tmp_path: Path) -> None:
+    spec = small_spec(JOINED)
+    store = complete_store(tmp_path / "s", spec)
+    record = store.record(0)
+    values = store.site(JOINED.name).sel(sample=range(4)).read_stored()
+    entry = replace(record.sites[JOINED.name], array_sha256=hashlib.sha256(values.tobytes()).hexdigest())
+    both = replace(record, sites={JOINED.name: entry})
+    assert both.different_sites(record) == record.different_sites(both) == []
+    (tmp_path / "s/commits/000000.json").write_bytes(both.to_bytes())
+    store.close()
+    assert store.verify() == []
+    wrong = replace(record, sites={JOINED.name: replace(entry, array_sha256="0" * 64)})
+    (tmp_path / "s/commits/000000.json").write_bytes(wrong.to_bytes())
+    assert [(p.kind, p.shard) for p in store.verify()] == [("shard", 0)]
