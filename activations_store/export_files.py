@@ -3,6 +3,7 @@
     <out>/<site>.npy               format "npy": (samples, steps, branches, tokens, channels), memory-mappable
     <out>/<site>-00000.safetensors format "safetensors": tensors x (rows, channels), sample, step, branch, token
     <out>/samples.parquet          the sample table of what was exported, with the numbers of the store
+    <out>/images, masks            pictures that lie beside the store, by the store's sample numbers
     <out>/export.json              shapes, steps, t, log_snr, branches, sites, hashes of the store
 
 Values are decoded: float16 sites as float16, all others as float32. Maps that were never recorded are NaN in npy
@@ -20,6 +21,7 @@ import numpy as np
 from . import jsonio
 from .errors import DiskFull, InvalidSelection, StoreExists, explain
 from .fileio import TempFolder, write_atomic
+from .pictures import copy_pictures, find_pictures
 from .rewrite import Progress, committed_samples
 from .selection import BranchSelection, Selection, resolve
 from .site_view import SiteView
@@ -70,7 +72,7 @@ def export(
     names = store.sites if sites is None else sites
     views = [store.site(name).sel(sample=chosen, step=steps, branch=branches) for name in names]
     out.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(out, views)
+    _check_space(out, views, sum(path.lstat().st_size for _, path in find_pictures(store.path, chosen.tolist())))
     n_maps = sum(int(np.prod(view.shape[:3])) for view in views)
     done = 0
     with TempFolder(out, fsync=False) as temp:
@@ -80,6 +82,7 @@ def export(
                 done += n
                 if progress is not None:
                     progress(done, n_maps)
+        copy_pictures(store.path, {int(n): int(n) for n in chosen}, temp.path)
         _write_table(temp.path, store, chosen)
         write_atomic(temp.path / "export.json", jsonio.canonical(_describe(store, views, file_format)))
         temp.publish()
@@ -151,8 +154,8 @@ def _describe(store: ActivationStore, views: list[SiteView], file_format: str) -
     }
 
 
-def _check_space(out: Path, views: list[SiteView]) -> None:
-    needed = sum(int(np.prod(view.shape)) * view.dtype.itemsize for view in views)
+def _check_space(out: Path, views: list[SiteView], other_bytes: int) -> None:
+    needed = sum(int(np.prod(view.shape)) * view.dtype.itemsize for view in views) + other_bytes
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise DiskFull(

@@ -17,6 +17,7 @@ from pathlib import Path
 from .fileio import HOST_TAG, Lock, check_folder
 from .groups import group_names
 from .layout import Layout, read_store_info
+from .pictures import FOLDERS as PICTURES
 from .spec import StoreSpec
 
 _TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")
@@ -24,7 +25,8 @@ _TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")
 
 def temp_files(layout: Layout, spec: StoreSpec) -> Iterator[Path]:
     """Temporary files in the store's own folders, and folders of groups that were being made."""
-    optional = [folder for folder in (layout.groups, layout.statistics) if os.path.lexists(folder)]
+    beside = (layout.groups, layout.statistics, *(layout.root / name for name in PICTURES))
+    optional = [folder for folder in beside if os.path.lexists(folder)]
     own = (layout.root, layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites))
     for folder in (*own, *optional):
         check_folder(folder.resolve() if folder == layout.root else folder)

@@ -3,7 +3,8 @@
 Stored words are copied, never decoded, so values keep every bit in every dtype. Only committed samples are taken. The
 new store is written like any other, shard by shard with commit records: a copy that was stopped goes on when it is
 asked for again. Its plan is what its sources agree on, plus `derived`: the operation and the hashes of the sources.
-Its sample table numbers the samples anew; `origin_store` and `origin_sample` say where each came from.
+Its sample table numbers the samples anew; `origin_store` and `origin_sample` say where each came from. Images and
+masks that lie beside the sources go along (pictures.py), those of a shard before its commit.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from .errors import (
     StoreExists,
     explain,
 )
+from .pictures import copy_pictures, renumbered
 from .selection import BranchSelection, Selection, resolve
 from .spec import StoreSpec
 from .store import ActivationStore
@@ -187,6 +189,10 @@ def _copy(
                 arrays[name] = np.concatenate(words) if len(words) > 1 else words[0]
                 if spec.ragged:
                     present[name] = np.concatenate([part.present(sample=samples) for part, samples in parts])
+            for i in np.unique(origin[at]):
+                new = at[origin[at] == i]
+                pairs = zip(number[new].tolist(), new.tolist(), strict=True)
+                copy_pictures(sources[i][0].path, dict(pairs), writer.path, fsync=fsync)
             writer.write_shard(shard, arrays, present)
             done += len(at)
             if progress is not None:
@@ -199,6 +205,9 @@ def _table(sources: list[tuple[ActivationStore, np.ndarray]], origin: np.ndarray
 
     names = [n for n in sources[0][0].samples.column_names if n != "sample" and not n.startswith("origin_")]
     table = pa.concat_tables([store.samples.select(names).take(pa.array(samples)) for store, samples in sources])
+    if "mask" in names and table.schema.field("mask").type == pa.string():
+        masks = renumbered(table.column("mask").to_pylist(), number.tolist())
+        table = table.set_column(names.index("mask"), "mask", pa.array(masks, pa.string()))
     table = table.add_column(0, "sample", pa.array(np.arange(len(number))))
     table = table.append_column("origin_store", pa.array(origin.astype(np.int64)))
     return table.append_column("origin_sample", pa.array(number.astype(np.int64)))

@@ -1,10 +1,13 @@
 """merge, subset and export: every value and every gap comes along, in every dtype; a stopped copy goes on."""
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
@@ -12,6 +15,8 @@ from store_support import (
     BITS,
     FINGERPRINT,
     JOINED,
+    PLAN,
+    FailAt,
     complete_store,
     create,
     sample_table,
@@ -23,7 +28,7 @@ from store_support import (
 from test_store_groups import LATE, extend, write_pending
 from test_store_ragged import QUANTISED, masks, ragged_spec, write
 
-from activations_store import ActivationStore, StoreWriter, errors, export, merge, subset
+from activations_store import ActivationStore, StoreSpec, StoreWriter, errors, export, fileio, gc, merge, subset
 
 SPEC = small_spec(JOINED, BITS, QUANTISED)
 
@@ -183,3 +188,77 @@ def test_safetensors_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert np.isfinite(rows["x"]).all()
         seen += len(rows["x"])
     assert seen == source.site(JOINED.name).present().sum() * 16
+
+
+def with_pictures(path: Path, spec: StoreSpec) -> ActivationStore:
+    """A complete store with an image of every sample, and a mask of every third."""
+    names = [f"{i:06d}.png" if i % 3 == 0 else "" for i in range(spec.n_samples)]
+    table = sample_table(spec).append_column("mask", pa.array(names))
+    with StoreWriter.create(path, spec, table, fingerprint=FINGERPRINT, plan=PLAN) as writer:
+        for shard in writer.pending():
+            writer.write_shard(shard, shard_arrays(spec, shard))
+    for i, name in enumerate(names):
+        for folder in ("images", *(["masks"] if name else [])):
+            (path / folder).mkdir(exist_ok=True)
+            (path / folder / f"{i:06d}.png").write_bytes(f"{path.name} {folder} {i}".encode())
+    return ActivationStore.open(path)
+
+
+def pictures(path: Path) -> dict[str, str]:
+    return {str(p.relative_to(path)): p.read_text() for name in ("images", "masks") for p in (path / name).glob("*")}
+
+
+def test_images_and_masks_come_along(tmp_path: Path) -> None:
+    spec = small_spec(JOINED)
+    a, b = with_pictures(tmp_path / "a", spec), with_pictures(tmp_path / "b", spec)
+    (b.path / "images/000004.png").unlink()  # one may be missing
+    cut = subset(b, tmp_path / "cut", samples=[3, 4, 10])
+    assert cut.samples.column("mask").to_pylist() == ["000000.png", "", ""]
+    assert pictures(cut.path) == {
+        "images/000000.png": "b images 3",
+        "images/000002.png": "b images 10",
+        "masks/000000.png": "b masks 3",
+    }
+    both = merge([a, cut], tmp_path / "both")  # the seam lies inside a shard
+    assert both.verify() == []
+    expected = {f"images/{i:06d}.png": f"a images {i}" for i in range(11)}
+    expected |= {f"masks/{i:06d}.png": f"a masks {i}" for i in range(0, 11, 3)}
+    expected |= {"images/000011.png": "b images 3", "images/000013.png": "b images 10", "masks/000011.png": "b masks 3"}
+    assert pictures(both.path) == expected
+    names = both.samples.column("mask").to_pylist()
+    assert {f"masks/{name}" for name in names if name} == {name for name in expected if name.startswith("masks")}
+    export(both, tmp_path / "files", samples=[10, 11])
+    assert pictures(tmp_path / "files") == {
+        name: expected[name] for name in ("images/000010.png", "images/000011.png", "masks/000011.png")
+    }
+
+
+def test_a_stopped_copy_brings_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = with_pictures(tmp_path / "a", small_spec(JOINED))
+    whole = tree_hashes(subset(source, tmp_path / "whole").path)
+    stopped = 0
+    for k in range(1, 100):
+        fail = FailAt(k, OSError(errno.EIO, "injected"))
+        with monkeypatch.context() as patch:
+            patch.setattr(fileio, "rename", fail.wrap(fileio.rename))
+            try:
+                subset(source, tmp_path / f"b{k}")
+            except OSError:
+                stopped += 1
+        subset(source, tmp_path / f"b{k}")
+        gc(tmp_path / f"b{k}")
+        assert tree_hashes(tmp_path / f"b{k}") == whole
+        shutil.rmtree(tmp_path / f"b{k}")
+        if fail.calls < k:
+            break
+    assert stopped == k - 1 > 20
+
+
+@pytest.mark.parametrize("where", ["images", "images/000000.png"])
+def test_pictures_are_not_taken_through_links(tmp_path: Path, where: str) -> None:
+    source = with_pictures(tmp_path / "a", small_spec(JOINED))
+    (source.path / where).rename(tmp_path / "elsewhere")
+    (source.path / where).symlink_to(tmp_path / "elsewhere")
+    for make in (subset, export):
+        with pytest.raises(errors.UnsafePath):
+            make(source, tmp_path / make.__name__)
