@@ -36,7 +36,8 @@ class SparseAutoencoder(nn.Module, ABC):
         scale: (), the input scale s.
         config: shape and objective.
         metadata: JSON values that say what the dictionary belongs to (site, store hashes, model).
-        peers: the processes that share the batches of `loss`; set by the trainer.
+        peers, shards: the processes that share the batches of `loss`, and those that hold the other features; set by
+            the trainer.
     """
 
     FILE_ARCHITECTURE: ClassVar[str]  # what its folder says to sae-lens
@@ -63,6 +64,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.register_buffer("scale", torch.ones(()))
         self._buffer: Tensor | None = None
         self.peers: Peers = ALONE
+        self.shards: Peers = ALONE
 
     @property
     def d_in(self) -> int:
@@ -189,14 +191,14 @@ class SparseAutoencoder(nn.Module, ABC):
         self._check(x)
         with torch.no_grad():
             centred = self._centre(x)
-            result, more = self.step(centred, Aux(dead, self.config.n_aux, self.config.aux_alpha))
+            result, more = self.step(centred, Aux(dead, self.config.n_aux, self.config.aux_alpha, self.shards))
             gradients = dict(zip(("encoder", "decoder", "b_enc", "b_dec"), result.gradients.tensors(), strict=True))
             remove_parallel(gradients["decoder"], self.W_dec.detach())
         return result, {**gradients, **more}
 
     def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients for (B, d_in) centred rows, and the gradients of tensors beyond the four."""
-        return sparse_step(self._four(), centred, self.choose, aux, self.peers), {}
+        return sparse_step(self._four(), centred, self.choose, aux, self.peers, self.shards), {}
 
     def after_update(self) -> None:
         """Unit decoder rows again."""

@@ -47,16 +47,18 @@ class BatchTopKSAE(SparseAutoencoder):
 
     def choose(self, centred: Tensor) -> FlatCode:
         """The B k largest positive entries of the batch."""
+        # Entries compete over the processes that have the other rows, or the other features.
+        rivals = self.shards if self.shards.world > 1 else self.peers
         code = largest_entries(
             **self._product(centred),
             n=centred.shape[0] * self.peers.world * self.k,
             guess=_GUESS * float(self.threshold),
             bf16=self.config.matmul == "bf16",
-            peers=self.peers,
+            peers=rivals,
         )
         on = code.values[code.values > 0]
         smallest = on.min() if on.numel() else on.new_tensor(torch.inf)
-        self._smallest = self.peers.smallest(smallest)
+        self._smallest = rivals.smallest(smallest)
         return code
 
     def initialise(self, rows: Tensor) -> None:

@@ -163,6 +163,7 @@ class TrainConfig(_Config):
     bandwidth: float = _quiet(0.1)
     prefixes: tuple[int, ...] | None = _quiet(None)
     matmul: str = _quiet("fp32")
+    row_seed: int | None = _quiet(None)  # held-out samples and order of rows, where not by `seed`
 
     def __post_init__(self) -> None:
         _require(bool(self.site), "site is empty; name a site of the store.")
@@ -201,6 +202,11 @@ class TrainConfig(_Config):
         )
         _require(self.steps is None or len(self.steps) > 0, "steps is empty; use None for all steps.")
         _require(self.branches is None or len(self.branches) > 0, "branches is empty; use None for all branches.")
+
+    @property
+    def order_seed(self) -> int:
+        """What decides the held-out samples and the order of rows."""
+        return self.seed if self.row_seed is None else self.row_seed
 
     def n_batches(self, rows_per_epoch: int) -> int:
         """Steps of the run, given how many rows one pass over the chosen data has."""

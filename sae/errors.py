@@ -46,6 +46,14 @@ class NonFiniteLoss(SAEError, ArithmeticError):
     """The loss became NaN or infinite; nothing later than the last good checkpoint is kept."""
 
 
+class ProcessLost(SAEError, ConnectionError):
+    """Another process that takes part in the training ended or does not answer."""
+
+
+class ProcessFailed(SAEError, RuntimeError):
+    """The first process could not do what the others waited for; the message says what."""
+
+
 class EmptySelection(SAEError, ValueError):
     """The chosen samples, steps or branches contain no row."""
 

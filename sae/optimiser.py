@@ -23,9 +23,14 @@ class Adam:
         self._square = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         self._step = {name: torch.zeros((), device=tensor.device) for name, tensor in tensors.items()}
 
-    def update(self, gradients: dict[str, Tensor], lr: float) -> Tensor:
-        """One step. Clips the global norm if asked; returns the norm before clipping, (). May overwrite gradients."""
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+    def update(self, gradients: dict[str, Tensor], lr: float, *, norm: Tensor | None = None) -> Tensor:
+        """One step. Clips the global norm if asked; returns the norm before clipping, (). May overwrite gradients.
+
+        Args:
+            norm: of all gradients, where other processes hold a part of them.
+        """
+        if norm is None:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
         if self._clip_norm is not None:
             factor = (self._clip_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
             # On a GPU the question would wait for the device; on a CPU the answer saves a pass over all gradients.

@@ -8,6 +8,9 @@ architecture is written once and alone it costs nothing.
 Losses and gradients of a process are its *share*: summed over the processes they are those of the whole batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,8 +42,51 @@ class Peers:
         """(W, *x.shape): `x` of every process, by rank."""
         return x.unsqueeze(0)
 
+    def copy_first(self, x: Tensor) -> None:
+        """Gives `x` the values that it has in the first process."""
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Does `work` in the first process and returns its result, JSON values, in all.
+
+        Raises:
+            ProcessFailed: in the others, if it raised in the first.
+        """
+        return work()
+
+    def collect(self, x: Tensor) -> Tensor | None:
+        """The processes' `x` one after another along the first axis, on the CPU, in the first process."""
+        return x.detach().cpu()
+
+    def scatter(self, whole: Tensor | None, into: Tensor) -> None:
+        """The reverse of `collect`: cuts `whole`, given in the first process, into equal parts."""
+        if whole is not None:
+            into.copy_(whole)
+
 
 ALONE = Peers()
+
+
+def among_largest(values: Tensor, k: int, shards: Peers) -> Tensor:
+    """Sets to 0 what is not among the k largest of its row over all processes.
+
+    Args:
+        values: (rows, n) >= 0, the min(k, own) largest of this process's features; n may differ between processes
+            and be 0.
+        k: entries to keep.
+        shards: the processes that hold the other features.
+
+    Cost: every process receives the values of all, W x rows x n.
+    """
+    if shards.world == 1:
+        return values
+    rows, n = values.shape
+    width = int(shards.gather(torch.tensor(n, device=values.device)).max())
+    padded = values.new_full((rows, width), -1.0)
+    padded[:, :n] = values
+    everyone = shards.gather(padded).transpose(0, 1).reshape(rows, -1)
+    chosen = everyone.topk(k, sorted=False).indices
+    keep = torch.zeros_like(everyone, dtype=torch.bool).scatter_(1, chosen, True)
+    return values * keep[:, shards.rank * width :][:, :n]
 
 
 def nth_largest(values: Tensor, n: int, peers: Peers) -> tuple[Tensor, int]:

@@ -48,7 +48,7 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     rows, d_sae = pre.shape
     # The group size that balances the two searches, but not above 8: the maxima are searched in stages too.
-    size = min(8, 1 << round(math.log2(d_sae / k) / 2))
+    size = min(8, 1 << round(math.log2(d_sae / k) / 2)) if k else 1
     if size < 4 or d_sae % size or d_sae // size < k:
         return tuple(pre.topk(k, sorted=False))  # type: ignore[return-value]
     n_groups = d_sae // size

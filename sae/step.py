@@ -27,11 +27,12 @@ entries instead of the rows. The AuxK part works on (rows of a chunk, n_dead) bl
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .peers import ALONE, Peers
+from .peers import ALONE, Peers, among_largest
 from .selection import chunk_rows_for, row_chunks, top_k
 from .sparse import ByFeature, FlatCode, gather_sum, row_dots
 
@@ -71,11 +72,19 @@ class Aux:
     dead: Tensor | None = None  # (n_dead,) int64 indices; None or empty turns it off for this batch
     n_aux: int = 0  # dead features used for a row, at most (ka above is min(n_aux, n_dead), s uses n_aux)
     alpha: float = 0.0  # its weight
+    shards: Peers = ALONE  # the processes that hold the other features
+
+    @cached_property
+    def n_dead(self) -> int:
+        """Dead features of all processes."""
+        if self.dead is None:
+            return 0
+        return int(self.shards.sum(self.dead.new_tensor(self.dead.numel())))
 
     @property
     def on(self) -> bool:
         """True if it adds anything."""
-        return self.dead is not None and self.dead.numel() > 0 and self.n_aux > 0 and self.alpha > 0
+        return self.n_aux > 0 and self.alpha > 0 and self.n_dead > 0
 
 
 def sparse_step(
@@ -84,6 +93,7 @@ def sparse_step(
     choose: Callable[[Tensor], FlatCode],
     aux: Aux | None = None,
     peers: Peers = ALONE,
+    shards: Peers = ALONE,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -93,12 +103,13 @@ def sparse_step(
         choose: centred rows to the code z, entries >= 0.
         aux: the loss that revives dead features; None = without.
         peers: the processes that share the batch.
+        shards: the processes that hold the other features; `parameters` and the code are then this process's part.
 
     Cost: one dense product (the encoder's) and four sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
     arrays.
     """
     code = choose(centred)
-    residual = centred - gather_sum(code, parameters.decoder)  # x - xh: b_dec cancels
+    residual = centred - shards.sum(gather_sum(code, parameters.decoder))  # x - xh: b_dec cancels
     sse = sum_of_squares(residual)
     variance = batch_variance(centred, peers)
     unit = -2 / variance  # g = unit * residual
@@ -110,7 +121,7 @@ def sparse_step(
         encoder=by_feature.sum_rows(grad_code, centred),
         decoder=by_feature.sum_rows(code.values * unit, residual),
         b_enc=grad_b_enc,
-        b_dec=residual.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
+        b_dec=residual.sum(0) * unit - shards.sum(parameters.encoder.T @ grad_b_enc),
     )
     loss, aux_loss = sse / variance, torch.zeros_like(sse)
     if aux is not None and aux.on:
@@ -147,18 +158,18 @@ def add_aux(
     """
     dead = aux.dead
     assert dead is not None
-    n_dead = dead.numel()
-    keep = min(aux.n_aux, n_dead)
-    weight = min(n_dead / aux.n_aux, 1.0) / variance
+    keep = min(aux.n_aux, aux.n_dead)
+    weight = min(aux.n_dead / aux.n_aux, 1.0) / variance
     encoder, decoder, bias = parameters.encoder[dead], parameters.decoder[dead], parameters.b_enc[dead]
     grad_encoder, grad_decoder = torch.zeros_like(encoder), torch.zeros_like(decoder)
     grad_bias = torch.zeros_like(bias)
     total = torch.zeros_like(variance)
-    for rows in row_chunks(centred.shape[0], chunk_rows_for(n_dead)):
+    for rows in row_chunks(centred.shape[0], chunk_rows_for(aux.n_dead)):
         c = centred[rows]
-        values, indices = top_k(torch.addmm(bias, c, encoder.T), keep)
-        code = torch.zeros(c.shape[0], n_dead, dtype=c.dtype, device=c.device).scatter_(1, indices, values.relu_())
-        error = code @ decoder - residual[rows]
+        values, indices = top_k(torch.addmm(bias, c, encoder.T), min(keep, dead.numel()))
+        values = among_largest(values.relu_(), keep, aux.shards)
+        code = torch.zeros(c.shape[0], dead.numel(), dtype=c.dtype, device=c.device).scatter_(1, indices, values)
+        error = aux.shards.sum(code @ decoder) - residual[rows]
         total += error.square().sum()
         grad_error = error * (2 * aux.alpha * weight)
         grad_pre = (grad_error @ decoder.T).mul_(code > 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import SparseAutoencoder
+from .peers import among_largest
 from .selection import encode_rows
 from .sparse import FlatCode, TopKCode
 
@@ -29,7 +30,11 @@ class TopKSAE(SparseAutoencoder):
 
     def choose(self, centred: Tensor) -> FlatCode:
         """The same, with the encoder product in the precision of the configuration."""
-        return encode_rows(**self._product(centred), k=self.k, bf16=self.config.matmul == "bf16").flat()
+        code = encode_rows(**self._product(centred), k=self.k, bf16=self.config.matmul == "bf16")
+        if self.shards.world == 1:
+            return code.flat()
+        kept = code._replace(values=among_largest(code.values, self.k, self.shards)).flat()
+        return kept.keep(kept.values > 0)
 
     def _slots(self, code: FlatCode) -> TopKCode:
         return TopKCode(code.values.view(-1, self.k), code.indices.view(-1, self.k))

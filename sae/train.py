@@ -1,77 +1,58 @@
-"""Training a dictionary from the rows of a store.
+"""Training dictionaries from the rows of a store: one, or many from one read.
 
 The order of rows is a pure function of (seed, position), every number that decides the next step is in the
-checkpoint, and the
-arithmetic of a step is reproducible on one CPU type with one number of threads: a run that is killed at any
-point and started again ends with the same bits.
+checkpoint, and the arithmetic of a step is reproducible on one CPU type with one number of threads: a run that is
+killed at any point and started again ends with the same bits. A dictionary trained beside others gets the same rows
+and does the same arithmetic as alone, so it ends with the same bits too.
 
-Folder of a run: `cfg.json`, `sae_weights.safetensors` (readable by sae-lens), `metrics.json`,
-`train_log.jsonl`, `run.json`, and `checkpoint/` while it is unfinished.
+Folder of a run: `cfg.json`, `sae_weights.safetensors` (readable by sae-lens), `metrics.json`, `train_log.jsonl`,
+`run.json`, and `checkpoint/` while it is unfinished.
 """
 
-import json
-import logging
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from activations_store import ActivationStore, RowLoader
+from activations_store import ActivationStore
 
-from ._files import atomic_path, content_hash, file_hash, read_json, write_json
 from .architectures import make_sae
 from .autoencoder import SparseAutoencoder
-from .checkpoint import Checkpoint, CheckpointFolder
 from .config import TrainConfig
-from .contract import Architecture
 from .data import select, store_identity
-from .errors import NonFiniteLoss, RunMismatch
-from .folder import WEIGHTS_NAME, load_sae, save_sae
+from .division import Division
+from .errors import ConfigError
+from .feature_shards import FeatureDivision
+from .folder import load_sae
 from .metrics import evaluate
-from .optimiser import Adam
+from .peers import ALONE, Peers
+from .rows import open_rows, same_rows, split_samples, spread_rows
+from .run_folder import RunFolder
+from .train_log import TrainProgress
+from .trainee import Trainee
 
-_log = logging.getLogger(__name__)
-RUN_NAME, METRICS_NAME, LOG_NAME, CHECKPOINT_NAME = (
-    "run.json",
-    "metrics.json",
-    "train_log.jsonl",
-    "checkpoint",
-)
-_INIT_STREAM = 1  # separates the rows drawn for initial values from the training order of the same seed
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """One progress report; averages are over the steps since the report before."""
-
-    batch: int  # steps done
-    n_batches: int  # steps of the whole run
-    rows: int  # rows done
-    loss: float  # what is minimised: FVU of a batch plus the terms of the architecture
-    explained_variance: float  # 1 - pooled squared error / pooled variance about each batch's mean
-    l0: float  # features on for a row
-    dead: int  # features silent for `dead_after` rows
-    lr: float  # learning rate of the last step
-    grad_norm: float  # of the last step, before clipping
-    rows_per_second: float  # everything included
-    data_wait: float  # share of the time spent waiting for rows
+DIVISIONS = {division.BY: division for division in (Division, FeatureDivision)}
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """A finished run."""
 
-    sae: SparseAutoencoder  # with the scale folded in: what `load_sae(folder)` returns
     folder: Path
+    device: torch.device
     metrics: dict[str, Any]  # as in metrics.json
     n_batches: int
     rows: int
     resumed_from: int  # the step this call started at: 0 = from the beginning, n_batches = nothing was left to do
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        """The dictionary with the scale folded in, read from `folder` when it is first asked for."""
+        return load_sae(self.folder, device=self.device)
 
 
 def train(
@@ -82,303 +63,187 @@ def train(
     progress: Callable[[TrainProgress], None] | None = None,
     resume: bool = True,
     device: str | torch.device = "cpu",
+    peers: Peers = ALONE,
+    divide: str = "rows",
 ) -> TrainResult:
     """Trains a dictionary, or continues or returns the run that `out_dir` already holds.
 
     Args:
         store: where the rows come from; uncommitted samples are left out.
         config: the run.
-        out_dir: folder of the run. A killed run of the same configuration and data continues at its last
-            checkpoint; a finished one is returned as it is.
+        out_dir: folder of the run. A killed run of the same configuration, data and number of processes continues at
+            its last checkpoint; a finished one is returned as it is.
         progress: called every `config.log_every` steps. An exception it raises stops the run; calling again
-        continues it.
+            continues it.
         resume: False starts again and replaces what `out_dir` holds.
         device: where to train.
+        peers: the processes that train it together, each calling this with the same arguments; from
+            `processes.joined`. Store and `out_dir` are at the same path for all; the first one writes.
+        divide: what the processes divide: "rows" of each batch, or "features" of a dictionary too large for one.
 
     Raises:
-        RunMismatch: `out_dir` holds a run of another configuration or other data. EmptySelection: the
-        store has none of the rows asked for. NonFiniteLoss: training diverged.
+        RunMismatch: `out_dir` holds a run of another configuration, other data or another number of processes.
+        EmptySelection: the store has none of the rows asked for. NonFiniteLoss: training diverged. ProcessLost:
+        another process ended. ConfigError: the work cannot be divided so.
     """
-    out_dir = Path(out_dir)
-    torch_device = torch.device(device)
-    train_samples, held_out = split_samples(store, config)
-    loader_options: dict[str, Any] = {
-        "steps": config.steps,
-        "branches": config.branches,
-        "samples": train_samples,
-        "pool_rows": config.pool_rows,
-    }
-    selection = select(store, config.site, samples=train_samples, steps=config.steps, branches=config.branches)
-    n_batches = config.n_batches(selection.n_rows)
-    run = {"config": config.to_json(), "store": store_identity(store)}
-    run_hash = content_hash(run)
-    checkpoints = CheckpointFolder(out_dir / CHECKPOINT_NAME, run_hash)
-    finished = _claim(out_dir, run, run_hash, checkpoints, resume)
-    if finished:
-        metrics = read_json(out_dir / METRICS_NAME)
-        rows = n_batches * config.batch_size
-        return TrainResult(load_sae(out_dir, device=torch_device), out_dir, metrics, n_batches, rows, n_batches)
 
+    def only(_: int, report: TrainProgress) -> None:
+        if progress is not None:
+            progress(report)
+
+    return train_many(
+        store, [config], [out_dir], progress=only, resume=resume, device=device, peers=peers, divide=divide
+    )[0]
+
+
+def train_many(
+    store: ActivationStore,
+    configs: Sequence[TrainConfig],
+    out_dirs: Sequence[str | Path],
+    *,
+    progress: Callable[[int, TrainProgress], None] | None = None,
+    resume: bool = True,
+    device: str | torch.device = "cpu",
+    peers: Peers = ALONE,
+    divide: str = "rows",
+) -> list[TrainResult]:
+    """Trains several dictionaries; those of the same rows in the same order share one read of the store.
+
+    Rows are the same where site, steps, branches, held-out share, order seed, batch size and pool are. Of a group,
+    all dictionaries are in memory at once (four times their weights each); groups follow one another. Each ends
+    with the same bits as by `train`, and a stopped group goes on where each of its runs was.
+
+    Args:
+        configs: the runs.
+        out_dirs: a folder for each.
+        progress: called with the number of the run and its report.
+        store, resume, device, peers, divide: as in `train`.
+
+    Raises:
+        As `train`, before any training where it can be known. ConfigError: two runs in one folder.
+    """
+    folders = [Path(folder) for folder in out_dirs]
+    if len(folders) != len(configs) or len({folder.resolve() for folder in folders}) != len(folders):
+        raise ConfigError(f"{len(configs)} runs need as many different folders; found {len(set(folders))}.")
+    device = torch.device(device)
+    identity = store_identity(store)
+    plans = [
+        _plan(store, config, folder, identity, peers, divide) for config, folder in zip(configs, folders, strict=True)
+    ]
+    finished = [peers.first(lambda plan=plan: plan.folder.claim(resume=resume)) for plan in plans]
+    started = [plan.n_batches for plan in plans]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, config in enumerate(configs):
+        if not finished[number]:
+            groups.setdefault(same_rows(config), []).append(number)
+    for members in groups.values():
+        initial = {n: spread_rows(store, configs[members[0]], n) for n in {configs[m].init_rows for m in members}}
+        trainees = {
+            number: _trainee(plans[number], initial[configs[number].init_rows], device, peers, _told(progress, number))
+            for number in members
+        }
+        for number, trainee in trainees.items():
+            started[number] = trainee.batch
+        _read_once(store, list(trainees.values()))
+        for number, trainee in trainees.items():
+            trainee.finish(lambda sae, config=configs[number]: _measure(sae, store, config))
+    return [
+        TrainResult(
+            folder=plan.folder.path,
+            device=device,
+            metrics=peers.first(plan.folder.metrics),
+            n_batches=plan.n_batches,
+            rows=plan.n_batches * plan.config.batch_size,
+            resumed_from=start,
+        )
+        for plan, start in zip(plans, started, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run, all of whose arguments were checked."""
+
+    config: TrainConfig
+    folder: RunFolder
+    n_batches: int
+    d_in: int
+    rows_per_epoch: int
+    division: type[Division]
+
+
+def _plan(
+    store: ActivationStore, config: TrainConfig, folder: Path, identity: dict[str, Any], peers: Peers, divide: str
+) -> _Plan:
+    samples, _ = split_samples(store, config)
+    selection = select(store, config.site, samples=samples, steps=config.steps, branches=config.branches)
+    if divide not in DIVISIONS:
+        raise ConfigError(f"divide is {divide!r}; processes divide {' or '.join(DIVISIONS)}.")
+    division = DIVISIONS[divide]
+    division.share_of_rows(config.batch_size, peers)
+    run: dict[str, Any] = {"config": config.to_json(), "store": identity}
+    if peers.world > 1:
+        run["processes"] = {"number": peers.world, "divide": divide}
+    n_batches = config.n_batches(selection.n_rows)
+    return _Plan(config, RunFolder(folder, run), n_batches, selection.channels, selection.n_rows, division)
+
+
+def _trainee(
+    plan: _Plan,
+    initial: torch.Tensor,
+    device: torch.device,
+    peers: Peers,
+    progress: Callable[[TrainProgress], None] | None,
+) -> Trainee:
+    """The dictionary of a run, at its newest checkpoint or with initial values."""
+    config = plan.config
     metadata = {
         "site": config.site,
-        "store": run["store"],
+        "store": plan.folder.run["store"],
         "train": config.to_json(),
         "train_hash": config.content_hash,
     }
-    sae_config = config.sae_config(selection.channels, selection.n_rows)
-    sae = make_sae(sae_config, seed=config.seed, metadata=metadata).to(torch_device)
-    state = _State(sae, config)
-    checkpoint = checkpoints.load()
-    if checkpoint is None:
-        sae.initialise(_spread_rows(store, config, loader_options))
-    else:
-        state.load(checkpoint)
-    start = state.batch
-    _run(store, config, state, n_batches, loader_options, checkpoints, out_dir, progress)
+    sae = make_sae(config.sae_config(plan.d_in, plan.rows_per_epoch), seed=config.seed, metadata=metadata)
+    sae.initialise(initial)
+    trainee = Trainee(config, plan.folder, plan.n_batches, plan.division(sae, peers, device), progress)
+    trainee.start()
+    return trainee
 
-    result = sae.folded()
-    evaluated = held_out if len(held_out) else train_samples
+
+def _read_once(store: ActivationStore, trainees: list[Trainee]) -> None:
+    """The loop: every batch goes to the trainees whose next one it is."""
+    waiting = [trainee for trainee in trainees if not trainee.done]
+    if not waiting:
+        return
+    first, position = waiting[0], min(trainee.batch for trainee in waiting)
+    device = first.sae.W_dec.device
+    share = first.division.share_of_rows(first.config.batch_size, first.division.peers)
+    with open_rows(store, first.config, position, *share).tensors() as rows:
+        while waiting:
+            before = time.perf_counter()
+            batch = next(rows)
+            x = batch.x.to(device, non_blocking=True)
+            wait = time.perf_counter() - before
+            for trainee in waiting:
+                if trainee.batch == position:
+                    trainee.take(x, wait)
+            position += 1
+            waiting = [trainee for trainee in waiting if not trainee.done]
+
+
+def _measure(sae: SparseAutoencoder, store: ActivationStore, config: TrainConfig) -> dict[str, Any]:
+    """Metrics on held-out samples, or on the training samples where none are held out."""
+    train_samples, held_out = split_samples(store, config)
     metrics = evaluate(
-        result,
+        sae,
         store,
-        samples=evaluated,
+        samples=held_out if len(held_out) else train_samples,
         steps=config.steps,
         branches=config.branches,
         max_rows=config.eval_rows,
     )
-    metrics["held_out"] = bool(len(held_out))
-    metrics["dead_in_training"] = int(state.dead_mask().sum())
-    metrics["training_rows"] = n_batches * config.batch_size
-    save_sae(sae, out_dir)
-    write_json(out_dir / METRICS_NAME, metrics)
-    write_json(out_dir / RUN_NAME, {**run, "run_hash": run_hash, "weights_sha256": file_hash(out_dir / WEIGHTS_NAME)})
-    checkpoints.clear()
-    return TrainResult(
-        load_sae(out_dir, device=torch_device),
-        out_dir,
-        metrics,
-        n_batches,
-        n_batches * config.batch_size,
-        start,
-    )
+    return metrics | {"held_out": bool(len(held_out))}
 
 
-def split_samples(store: ActivationStore, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) sample numbers, both ascending. Whole samples are held out: rows of one image are
-    correlated.
-    """
-    present = store.committed_samples()
-    n_held = int(len(present) * config.holdout)
-    order = np.random.default_rng(config.seed).permutation(len(present))
-    return np.sort(present[order[n_held:]]), np.sort(present[order[:n_held]])
-
-
-def _claim(out_dir: Path, run: dict[str, Any], run_hash: str, checkpoints: CheckpointFolder, resume: bool) -> bool:
-    """Makes `out_dir` this run's folder; True if the run is already finished there."""
-    path = out_dir / RUN_NAME
-    if resume and path.exists():
-        found = read_json(path)
-        if found.get("run_hash") != run_hash:
-            raise RunMismatch(
-                f"{out_dir} holds another run: {_difference(found, run)}. Choose another folder, or pass "
-                "resume=False to "
-                "replace it."
-            )
-        weights = out_dir / WEIGHTS_NAME
-        if "weights_sha256" in found and weights.exists():
-            if found["weights_sha256"] == file_hash(weights):
-                return True
-            _log.warning("%s is not the file that the finished run wrote; training again", weights)
-        return False
-    if not resume:
-        checkpoints.clear()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**run, "run_hash": run_hash})
-    return False
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first few fields in which two runs differ, with both values."""
-    parts = []
-    for section in ("config", "store"):
-        have, want = found.get(section, {}), wanted[section]
-        for key in sorted(have.keys() | want.keys()):
-            if have.get(key) != want.get(key):
-                parts.append(f"{section}.{key} is {have.get(key)!r} there and {want.get(key)!r} here")
-    return "; ".join(parts[:4]) or "its hash differs"
-
-
-def _spread_rows(store: ActivationStore, config: TrainConfig, loader_options: dict[str, Any]) -> torch.Tensor:
-    """(n, d) rows for initial values: the loader's shuffle spreads them over samples, steps, branches and
-    cells.
-    """
-    seed = int(np.random.SeedSequence([config.seed, _INIT_STREAM]).generate_state(1)[0])
-    with RowLoader(store, config.site, config.init_rows, seed=seed, **loader_options) as loader:
-        return torch.from_numpy(next(loader).x)
-
-
-class _State:
-    """Everything that decides the rest of a run."""
-
-    def __init__(self, sae: Architecture, config: TrainConfig) -> None:
-        self.sae = sae
-        self.tensors = sae.trained_tensors()
-        self.adam = Adam(self.tensors, betas=config.betas, eps=config.eps, clip_norm=config.clip_norm)
-        self.rows_silent = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-        self.batch = 0
-
-    def dead_mask(self) -> torch.Tensor:
-        """(d_sae,) bool: features that were silent for `dead_after` rows."""
-        return self.rows_silent >= self.sae.config.dead_after
-
-    def count_fired(self, fired: torch.Tensor, n_rows: int) -> None:
-        self.rows_silent += n_rows
-        self.rows_silent[fired > 0] = 0
-
-    def save(self) -> Checkpoint:
-        tensors = {f"weights.{name}": tensor for name, tensor in self.tensors.items()}
-        tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        tensors |= {f"fixed.{name}": tensor for name, tensor in self.sae.fixed_tensors().items()}
-        tensors["rows_silent"] = self.rows_silent
-        return Checkpoint(self.batch, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        stored = checkpoint.tensors
-        with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                tensor.copy_(stored[f"weights.{name}"])
-            for name, tensor in self.sae.fixed_tensors().items():
-                tensor.copy_(stored[f"fixed.{name}"])
-        adam = {name.removeprefix("adam."): t for name, t in stored.items() if name.startswith("adam.")}
-        self.adam.load_state(adam)
-        self.rows_silent.copy_(stored["rows_silent"])
-        self.batch = checkpoint.batch
-
-
-class _Window:
-    """Running averages between two progress reports."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.wait = self.loss = self.sse = self.variance = self.fired = 0.0
-        self.batches = self.rows = 0
-
-    def add(self, wait: float, rows: int, loss: float, sse: float, variance: float, fired: int) -> None:
-        self.wait += wait
-        self.loss += loss
-        self.sse += sse
-        self.variance += variance
-        self.fired += fired
-        self.batches += 1
-        self.rows += rows
-
-
-def _run(
-    store: ActivationStore,
-    config: TrainConfig,
-    state: _State,
-    n_batches: int,
-    loader_options: dict[str, Any],
-    checkpoints: CheckpointFolder,
-    out_dir: Path,
-    progress: Callable[[TrainProgress], None] | None,
-) -> None:
-    """The loop: draw rows, loss and gradients, update, count, report, checkpoint."""
-    # Checkpoints fall on reports, so that a resumed run repeats the reports of an unbroken one.
-    interval = max(1, math.ceil(config.checkpoint_rows / (config.batch_size * config.log_every))) * config.log_every
-    _truncate_log(out_dir / LOG_NAME, state.batch)
-    loader = RowLoader(store, config.site, config.batch_size, seed=config.seed, position=state.batch, **loader_options)
-    with loader:
-        _steps(loader, config, state, n_batches, interval, checkpoints, out_dir, progress)
-
-
-def _steps(
-    loader: RowLoader,
-    config: TrainConfig,
-    state: _State,
-    n_batches: int,
-    interval: int,
-    checkpoints: CheckpointFolder,
-    out_dir: Path,
-    progress: Callable[[TrainProgress], None] | None,
-) -> None:
-    peak = config.peak_lr(state.sae.config.d_sae)
-    window = _Window()
-    while state.batch < n_batches:
-        before = time.perf_counter()
-        x = torch.from_numpy(next(loader).x).to(state.rows_silent.device)
-        wait = time.perf_counter() - before
-
-        dead = state.dead_mask().nonzero().squeeze(1)
-        result, gradients = state.sae.loss(x, dead)
-        lr = peak * config.lr_factor(state.batch, n_batches)
-        loss = float(result.loss)
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"The loss became {loss} at step {state.batch} of {out_dir} (learning rate {lr:.2e}). The "
-                "last good checkpoint "
-                "is kept. Lower lr, or run `denoscope verify` on the store to find non-finite rows."
-            )
-        norm = state.adam.update(gradients, lr)
-        state.sae.after_update()
-        state.count_fired(result.fired, x.shape[0])
-        state.batch += 1
-        window.add(wait, x.shape[0], loss, float(result.sse), float(result.variance), int(result.fired.sum()))
-
-        if state.batch % config.log_every == 0 or state.batch == n_batches:
-            _report(state, window, n_batches, config.batch_size, lr, float(norm), out_dir, progress)
-            window = _Window()
-        if state.batch % interval == 0 or state.batch == n_batches:
-            checkpoints.save(state.save())
-
-
-def _report(
-    state: _State,
-    window: _Window,
-    n_batches: int,
-    batch_size: int,
-    lr: float,
-    grad_norm: float,
-    out_dir: Path,
-    progress: Callable[[TrainProgress], None] | None,
-) -> None:
-    seconds = max(time.perf_counter() - window.started, 1e-9)
-    report = TrainProgress(
-        batch=state.batch,
-        n_batches=n_batches,
-        rows=state.batch * batch_size,
-        loss=window.loss / window.batches,
-        explained_variance=1 - window.sse / window.variance,
-        l0=window.fired / window.rows,
-        dead=int(state.dead_mask().sum()),
-        lr=lr,
-        grad_norm=grad_norm,
-        rows_per_second=window.rows / seconds,
-        data_wait=window.wait / seconds,
-    )
-    with (out_dir / LOG_NAME).open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(asdict(report)) + "\n")
-    _log.info(
-        "step %d of %d: explained variance %.4f, dead %d",
-        report.batch,
-        n_batches,
-        report.explained_variance,
-        report.dead,
-    )
-    if progress is not None:
-        progress(report)
-
-
-def _truncate_log(path: Path, batch: int) -> None:
-    """Drops the lines written after the checkpoint that a run continues from, and a torn last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["batch"] <= batch:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            _log.warning("dropped an unreadable line of %s", path)
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+def _told(progress: Callable[[int, TrainProgress], None] | None, number: int) -> Callable[[TrainProgress], None] | None:
+    return None if progress is None else lambda report: progress(number, report)
