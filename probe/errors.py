@@ -118,3 +118,22 @@ class UnknownConcept(ProbeError, KeyError):
 
 class InvalidTable(ProbeError, ValueError):
     """Prompted and judged labels do not fit together."""
+
+
+# Directions
+
+
+class InvalidDirection(ProbeError, ValueError):
+    """A direction, or what a finder is given, contradicts itself, the store or the model."""
+
+
+class DirectionNotFound(ProbeError, FileNotFoundError):
+    """There is no direction in this folder."""
+
+
+class DirectionExists(ProbeError, FileExistsError):
+    """A direction is already in this folder."""
+
+
+class NotFitted(ProbeError, RuntimeError):
+    """A finder was asked for a result before ``fit``."""
