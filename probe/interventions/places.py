@@ -14,6 +14,7 @@ The sampler's places and weights have no branches.
 
 from __future__ import annotations
 
+import difflib
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ def place(pipe: Pipeline, item: Intervention) -> Placed:
         site, kind = Site(root, "prompt"), "prompt"
     elif site.path.split(".")[0].startswith("text_encoder"):
         kind = "weight" if site.port == "weight" else "text"
-        site.module(pipe)
+        _check_text_module(pipe, site)
     else:
         kind = site.port if site.port in EDIT_PORTS else "denoiser"
         found = resolve_sites(pipe, Site(site.path, "out"))
@@ -72,6 +73,19 @@ def place(pipe: Pipeline, item: Intervention) -> Placed:
 def has_steps(placed: Placed) -> bool:
     """Whether the place is met at every denoising step."""
     return not placed.site.path.startswith("text_encoder")
+
+
+def _check_text_module(pipe: Pipeline, site: Site) -> None:
+    part, _, rest = site.path.partition(".")
+    encoder = getattr(pipe, part, None)
+    if not isinstance(encoder, torch.nn.Module):
+        raise UnknownSite(f"site {site}: the pipeline has no {part!r}; it has {', '.join(sorted(pipe.components))}.")
+    names = [name for name, _ in encoder.named_modules()]
+    if rest not in names:
+        near = difflib.get_close_matches(rest, names, n=5, cutoff=0.4)
+        raise UnknownSite(
+            f"site {site}: {part!r} has no module {rest!r}. Near matches: {', '.join(near or names[1:8])}."
+        )
 
 
 def _check(pipe: Pipeline, placed: Placed) -> None:

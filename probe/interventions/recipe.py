@@ -74,7 +74,7 @@ class Recipe:
         names: dict[str, str] = {}
 
         def pack(tensor: torch.Tensor) -> str:
-            kept = tensor.detach().cpu().contiguous()
+            kept = tensor.detach().cpu().clone().contiguous()  # views of one tensor may not share their memory
             key = _tensor_key(kept)
             if key not in names:
                 names[key] = f"tensor_{len(names)}"

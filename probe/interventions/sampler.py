@@ -121,8 +121,8 @@ class SamplerEdits:
                 for_direction = self._direction.to(model_output)
                 if for_direction.shape != model_output.shape:
                     raise UnsupportedPipeline(
-                        f"inject: {type(self._pipe).__name__} gives its sampler {tuple(model_output.shape)} of what its "
-                        f"denoiser returns, {tuple(for_direction.shape)}; the two terms cannot be told apart."
+                        f"inject: {type(self._pipe).__name__} gives its sampler {tuple(model_output.shape)} of the "
+                        f"denoiser's {tuple(for_direction.shape)}; the two terms cannot be told apart."
                     )
             if self._prediction:
                 for_x0, for_direction = self._edit_prediction(for_x0, for_direction, timestep, sample)
