@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from .errors import InvalidSelection, MissingSamples, explain
+from .recycled import RecycledArrays
 from .selection import BranchSelection, Selection, resolve, resolve_branches
 from .shuffle import RowOrder, Segments
 from .store import ActivationStore
@@ -160,6 +161,7 @@ class RowLoader:
         shape = (self._pool_rows, self._site.stored_channels)
         self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
         self._scratch = np.empty((max(1, _PIECE // shape[1]), shape[1]), self._site.stored_dtype.stored)
+        self._arrays = RecycledArrays((batch_size, self._site.channels))
         self._window: _Window | None = None
         self._next: tuple[tuple[int, int], Future[_Window]] | None = None
         # The planner waits for the readers, so it must not be one of them.
@@ -197,8 +199,12 @@ class RowLoader:
         return self
 
     def __next__(self) -> RowBatch:
-        x = np.empty((self.batch_size, self._site.channels), np.float32)
+        x = self.new_rows()
         return RowBatch(x, *self.next_into(x))
+
+    def new_rows(self) -> np.ndarray:
+        """(batch_size, d) float32 to fill, in memory of an earlier batch that nobody holds any more if there is one."""
+        return self._arrays.get()
 
     def next_into(self, x: np.ndarray, cast: Cast = np.copyto) -> np.ndarray:
         """Deliver the next batch into memory of the caller's choice, such as pinned memory.

@@ -44,7 +44,10 @@ class TensorRows:
         return self
 
     def __next__(self) -> TensorBatch:
-        x = torch.empty(self.loader.batch_size, self.loader.d, pin_memory=self.pin)
+        if self.pin:
+            x = torch.empty(self.loader.batch_size, self.loader.d, pin_memory=True)  # torch keeps pinned memory itself
+        else:
+            x = torch.from_numpy(self.loader.new_rows())
         return TensorBatch(x, *torch.from_numpy(self.loader.next_into(x.numpy(), _cast)).unbind(0))
 
     def __enter__(self) -> Self:

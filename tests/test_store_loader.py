@@ -220,3 +220,32 @@ def test_unknown_site_and_closed_loader(store: ActivationStore) -> None:
     loader.close()
     with pytest.raises(ValueError, match=r"closed.*position=1"):
         next(loader)
+
+
+def test_a_batch_is_never_written_to_while_anything_of_it_is_held(store: ActivationStore) -> None:
+    with RowLoader(store, JOINED.name, 7, pool_rows=20) as loader:
+        fresh = [next(loader).x.copy() for _ in range(9)]
+    with RowLoader(store, JOINED.name, 7, pool_rows=20) as loader:
+        held = [next(loader).x for _ in range(3)]
+        part = next(loader).x[2:4].T[1:].reshape(-1, 1)  # a view of views of the fourth
+        bare = memoryview(next(loader).x)
+        for _ in range(4):
+            next(loader)
+    for x, expected in zip(held, fresh, strict=False):
+        assert np.array_equal(x, expected)
+    assert np.array_equal(part, fresh[3][2:4].T[1:].reshape(-1, 1))
+    assert np.array_equal(np.asarray(bare), fresh[4])
+
+
+def test_torch_keeps_the_memory_of_a_batch_and_dropping_it_gives_it_back(store: ActivationStore) -> None:
+    torch = pytest.importorskip("torch")
+    with RowLoader(store, JOINED.name, 7, pool_rows=20) as loader, loader.tensors() as rows:
+        first = next(rows).x
+        row, expected = first[3], first[3].clone()
+        place = first.data_ptr()
+        del first
+        for _ in range(5):
+            assert next(rows).x.data_ptr() != place
+        assert torch.equal(row, expected)
+        del row
+        assert place in {next(rows).x.data_ptr() for _ in range(2)}
