@@ -5,8 +5,9 @@ Shapes (d_in, d_sae, k, batch): A (1280, 5120, 32, 4096), B (320, 10240, 32, 409
 One thread; all contestants of a shape alive at once and stepped in random order, round after round. The figure is the
 CPU time of the process, which other programs on the machine disturb far less than the wall time that stands beside
 it. A ratio is taken within a round and its median and quartiles are over the rounds. `saelens_over_ours_A` and
-`sparsify_over_ours_A` use the fastest of our steps here: with the encoder product in bfloat16 if the CPU has
-instructions for it, else in float32. `ours_fp32_over_gemm_A` is our step in float32 over the bare encoder product.
+`sparsify_over_ours_A` use the fastest of our steps here: with the encoder product in bfloat16 or int8 if the CPU has
+instructions for it, else in float32; `saelens_over_ours_fp32_A` and so on use the latter everywhere.
+`ours_fp32_over_gemm_A` is our step in float32 over the bare encoder product.
 
 Parity: from the same weights, over the same rows and number of steps, our step against dense autograd; explained
 variance on held-out rows.
@@ -36,6 +37,8 @@ _PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
 _RATIOS = {  # name -> (above, below)
     "saelens_over_ours": ("saelens", "ours"),
     "sparsify_over_ours": ("sparsify", "ours"),
+    "saelens_over_ours_fp32": ("saelens", "ours_fp32"),
+    "sparsify_over_ours_fp32": ("sparsify", "ours_fp32"),
     "dictionary_learning_over_ours": ("dictionary_learning", "ours"),
     "dense_over_ours": ("dense", "ours"),
     "ours_fp32_over_gemm": ("ours_fp32", "gemm"),
@@ -146,7 +149,7 @@ def parity(n_steps: int) -> dict[str, float]:
     for i in range(n_steps):
         step(batches[i % 64])
     facts = {"ev_dense": explained_variance(reference, held_out)}
-    for matmul in ("fp32", "bf16"):
+    for matmul in ("fp32", "bf16", "int8"):
         sae = fresh(matmul)
         adam = Adam(sae.trained_tensors(), betas=(0.9, 0.999), eps=6.25e-10, clip_norm=1.0)
         for i in range(n_steps):

@@ -161,6 +161,8 @@ def contestants() -> dict[str, Callable[[Shape, Tensor], Step]]:
     }
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         found["ours_bf16"] = lambda shape, rows: ours(shape, rows, "bf16")
+    if torch.cpu._is_vnni_supported():
+        found["ours_int8"] = lambda shape, rows: ours(shape, rows, "int8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module, maker in (

@@ -32,10 +32,10 @@ _BLOCK = 256  # rows rounded at a time: they stay in the cache
 
 
 def chunk_rows_for(d_sae: int) -> int:
-    """Rows of pre-activations to hold at a time: about 16 MB of float32. With fewer, the product spends its time on
+    """Rows of pre-activations to hold at a time: about 32 MB of float32. With fewer, the product spends its time on
     reading the encoder again for each chunk.
     """
-    return max(256, min(4096, 2**22 // d_sae))
+    return max(256, min(4096, 2**23 // d_sae))
 
 
 def row_chunks(n_rows: int, chunk_rows: int) -> Iterator[slice]:
