@@ -26,8 +26,7 @@ entries instead of the rows. The AuxK part works on (rows of a chunk, n_dead) bl
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -73,13 +72,13 @@ class Aux:
     n_aux: int = 0  # dead features used for a row, at most (ka above is min(n_aux, n_dead), s uses n_aux)
     alpha: float = 0.0  # its weight
     shards: Peers = ALONE  # the processes that hold the other features
+    n_dead: int = field(init=False)  # dead features of all processes
 
-    @cached_property
-    def n_dead(self) -> int:
-        """Dead features of all processes."""
-        if self.dead is None:
-            return 0
-        return int(self.shards.sum(self.dead.new_tensor(self.dead.numel())))
+    def __post_init__(self) -> None:
+        here = 0 if self.dead is None else self.dead.numel()
+        if self.dead is not None and self.shards.world > 1:
+            here = int(self.shards.sum(self.dead.new_tensor(here)))
+        object.__setattr__(self, "n_dead", here)
 
     @property
     def on(self) -> bool:
