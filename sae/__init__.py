@@ -19,12 +19,17 @@ from .interop import open_sae
 from .jumprelu import JumpReLUSAE
 from .matryoshka import MatryoshkaSAE
 from .metrics import evaluate
+from .peers import ALONE, Peers
+from .processes import joined
 from .relu import ReluSAE
+from .rows import split_samples
 from .sparse import FlatCode, TopKCode
 from .topk import TopKSAE
-from .train import TrainProgress, TrainResult, split_samples, train
+from .train import TrainResult, train, train_many
+from .train_log import TrainProgress
 
 __all__ = [
+    "ALONE",
     "Architecture",
     "BatchTopKSAE",
     "ConceptScores",
@@ -34,6 +39,7 @@ __all__ = [
     "JumpReLUSAE",
     "MatryoshkaSAE",
     "ReluSAE",
+    "Peers",
     "SAEConfig",
     "SparseAutoencoder",
     "SparseDictionary",
@@ -46,6 +52,7 @@ __all__ = [
     "check_fits",
     "errors",
     "evaluate",
+    "joined",
     "load_sae",
     "make_sae",
     "open_sae",
@@ -53,4 +60,5 @@ __all__ = [
     "score_concepts",
     "split_samples",
     "train",
+    "train_many",
 ]
