@@ -106,19 +106,19 @@ def compare(
             "can be compared."
         )
     chosen = select(store, sites.pop(), max_rows=max_rows)
-    untrained = _untrained(first.config, store, chosen, seed)
-    alive = [_most_active(sae, store, chosen, max_features) for sae in (first, second, untrained)]
+    null = untrained(first.config, store, chosen, seed)
+    alive = [_most_active(sae, store, chosen, max_features) for sae in (first, second, null)]
     sums = [_CodeSums(len(alive[0]), len(other)) for other in alive[1:]]
     done = 0
     for block in stream(store, chosen, block_bytes=_BLOCK_BYTES):
         x = torch.from_numpy(block.x.reshape(-1, chosen.channels))
-        codes = [_codes(sae, x, at) for sae, at in zip((first, second, untrained), alive, strict=True)]
+        codes = [_codes(sae, x, at) for sae, at in zip((first, second, null), alive, strict=True)]
         for each, other in zip(sums, codes[1:], strict=True):
             each.add(codes[0], other)
         done += len(x)
         if progress is not None:
             progress(done, chosen.n_rows)
-    cosines = [_cosines(first, other, alive[0], at) for other, at in zip((second, untrained), alive[1:], strict=True)]
+    cosines = [_cosines(first, other, alive[0], at) for other, at in zip((second, null), alive[1:], strict=True)]
     matches = [
         _match(similar, alive[0], at)
         for similar, at in zip((*cosines, *(each.correlations() for each in sums)), alive[1:] * 2, strict=True)
@@ -153,7 +153,7 @@ class _CodeSums:
         return np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def _untrained(config: SAEConfig, store: ActivationStore, chosen: Selection, seed: int) -> TopKSAE:
+def untrained(config: SAEConfig, store: ActivationStore, chosen: Selection, seed: int) -> TopKSAE:
     """A TopK dictionary of the same size with random weights, its bias and scale set from the rows."""
     sae = TopKSAE(SAEConfig(config.d_in, config.d_sae, min(config.k, config.d_sae), chosen.site), seed=seed + 1_000_003)
     block = next(iter(stream(store, chosen, block_bytes=_BLOCK_BYTES)))

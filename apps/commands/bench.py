@@ -10,6 +10,8 @@ from apps.commands._options import Commands, add_command, load_model, new_file, 
 _EXAMPLE = """
 denoscope bench canvas --n 1000 --out canvas.json --sheet canvas.png
 denoscope bench canvas --quick --out quick.json
+denoscope bench sae --out sae.json --work runs/bench-sae
+denoscope bench sae --quick --out quick.json
 """
 QUICK_N = 96
 
@@ -22,23 +24,37 @@ def add_parser(commands: Commands) -> None:
         run,
         summary="measure quality and write a measurement file",
         about="canvas: does the embedded model draw what it is asked for? Prompts are drawn and read back by the "
-        "judge, whose "
-        "own ceilings on real renders and on autoencoder reconstructions stand beside every score.",
+        "judge, whose own ceilings on real renders and on autoencoder reconstructions stand beside every score. "
+        "sae: what do dictionaries of canvas know? Trained on renders whose factors and object masks are exact, they "
+        "are compared with PCA, random directions and neurons: concepts found, overlap with the object, false "
+        "discoveries, stability over seeds, and what the model draws with a dictionary in place.",
         example=_EXAMPLE,
+        resumable=True,
     )
-    parser.add_argument("what", choices=("canvas",), help="what to measure")
-    parser.add_argument("--n", type=positive, default=1000, help="prompts; half as many for the held-out pairs")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_N} prompts, within two minutes on two slow cores")
-    parser.add_argument("--seed", type=int, default=5_000_000, help="seed of the first image; the others count up")
+    parser.add_argument("what", choices=("canvas", "sae"), help="what to measure")
+    parser.add_argument("--n", type=positive, default=1000, help="canvas: prompts; half as many for the held-out pairs")
+    parser.add_argument("--quick", action="store_true", help="a small version, within two minutes on two slow cores")
+    parser.add_argument(
+        "--seed", type=int, default=5_000_000, help="canvas: seed of the first image; the others count up"
+    )
     parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--sheet", type=Path, help="also draw every object in every style, beside renders, as a PNG")
+    parser.add_argument(
+        "--sheet", type=Path, help="canvas: also draw every object in every style, beside renders, as a PNG"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="sae: run folder for renders, store and dictionaries (default: OUT without its .json)"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and write."""
+    {"canvas": _canvas, "sae": _sae}[options.what](options)
+
+
+def _canvas(options: argparse.Namespace) -> None:
     from apps.bench_canvas import bench_canvas, canvas_table, contact_sheet
     from apps.images import save_png
     from apps.judging import shipped_judge
@@ -57,4 +73,21 @@ def run(options: argparse.Namespace) -> None:
     if sheet:
         save_png(sheet, contact_sheet(pipe, options.seed, batch_size=options.batch_size))
         print(f"\n{sheet}")
+    print(f"\n{out} ({clock})")
+
+
+def _sae(options: argparse.Namespace) -> None:
+    from apps.bench_sae import QUICK, BenchConfig, bench_sae, recovery_table
+    from apps.judging import shipped_judge
+    from apps.progress import Clock
+
+    out = new_file(options.out, force=options.force)
+    judge = shipped_judge()
+    options.model = "canvas"
+    pipe = load_model(options)
+    clock = Clock()
+    work = options.work or out.with_suffix("")
+    measured = bench_sae(pipe, judge, QUICK if options.quick else BenchConfig(), work, print, device=options.device)
+    measured.write(out)
+    print(recovery_table(list(measured.rows)))
     print(f"\n{out} ({clock})")
