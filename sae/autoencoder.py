@@ -1,13 +1,15 @@
 """What all architectures share: the four tensors, their initial values, the input scale, decoding, folding.
 
-    p = (s x - b_dec) W_enc + b_enc        z = gate(p) / s        xhat = z W_dec + b_dec / s
+    p = (s y - b_dec) W_enc + b_enc        z = gate(p) / s        yhat = z W_dec + b_dec / s
 
-An architecture is its gate and how it is trained. W_dec has unit rows, so z_i is the length of feature i's
-contribution in the units of x, whatever the input scale s used in training. Every gate here commutes with a positive
+with y = x, or what the input map makes of x (inputs.py). An architecture is its gate and how it is trained. W_dec has
+unit rows, so z_i is the length of feature i's contribution in the units of y, whatever the input scale s used in
+training. Every gate here commutes with a positive
 factor once its threshold, if it has one, is divided by s too; so `folded()` returns the same function with s = 1,
 which is what is saved and what other libraries load.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
@@ -17,10 +19,13 @@ from torch import Tensor, nn
 
 from .config import SAEConfig
 from .errors import ShapeMismatch
+from .inputs import InputMap, Moments, input_map
 from .peers import ALONE, Peers
-from .selection import chunk_rows_for, largest_entries
+from .product import chunk_rows_for
+from .scratch import Scratch
+from .selection import largest_entries
 from .sparse import FlatCode, TopKCode, gather_sum
-from .step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
+from .step import Aux, Measure, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
 
 _PROBE_ENTRIES = 2**23  # pre-activations looked at to set a first threshold
 
@@ -34,6 +39,7 @@ class SparseAutoencoder(nn.Module, ABC):
         b_enc: (d_sae,).
         b_dec: (d_in,), in units of s x.
         scale: (), the input scale s.
+        input: what is done to a row first.
         config: shape and objective.
         metadata: JSON values that say what the dictionary belongs to (site, store hashes, model).
         peers, shards: the processes that share the batches of `loss`, and those that hold the other features; set by
@@ -62,7 +68,8 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.register_buffer("scale", torch.ones(()))
-        self._buffer: Tensor | None = None
+        self.input = input_map(config)
+        self._arrays = Scratch()
         self.peers: Peers = ALONE
         self.shards: Peers = ALONE
 
@@ -102,7 +109,8 @@ class SparseAutoencoder(nn.Module, ABC):
 
         Builds the dense array: use `encode_sparse` for more than a few thousand rows.
         """
-        return self.gate(self._centre(x) @ self.W_enc + self.b_enc) / self.scale
+        z = self.gate(self._centre(x) @ self.W_enc + self.b_enc) / self.scale
+        return self.input.carry(z, x.to(self.W_dec.dtype))
 
     def encode_sparse(self, x: Tensor) -> TopKCode:
         """(..., d_in) rows to values and indices (..., slots). In chunks, without gradient: no (rows, d_sae)
@@ -111,18 +119,19 @@ class SparseAutoencoder(nn.Module, ABC):
         with torch.no_grad():
             values, indices = self._slots(self.sparse_code(self._centre(x).reshape(-1, self.d_in)))
             shape = (*x.shape[:-1], values.shape[-1])
-            return TopKCode((values / self.scale).view(shape), indices.view(shape))
+            values = self.input.carry((values / self.scale).view(shape), x.to(self.W_dec.dtype))
+            return TopKCode(values, indices.view(shape))
 
     def decode(self, z: Tensor) -> Tensor:
         """(..., d_sae) codes to (..., d_in) rows. Differentiable."""
         if z.shape[-1] != self.d_sae:
             raise ShapeMismatch(f"decode got codes of width {z.shape[-1]}; this dictionary has {self.d_sae} features.")
-        return z @ self.W_dec + self.b_dec / self.scale
+        return self.input.out(z @ self.W_dec + self.b_dec / self.scale)
 
     def decode_sparse(self, code: TopKCode) -> Tensor:
         """A (..., slots) sparse code to (..., d_in) rows. Differentiable."""
         rows = gather_sum(code.flat(), self.W_dec) + self.b_dec / self.scale
-        return rows.view(*code.indices.shape[:-1], self.d_in)
+        return self.input.out(rows.view(*code.indices.shape[:-1], self.d_in))
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of (..., d_in) rows."""
@@ -132,19 +141,57 @@ class SparseAutoencoder(nn.Module, ABC):
         """A sparse code as a (..., d_sae) array."""
         return code.to_dense(self.d_sae)
 
-    def folded(self) -> Self:
-        """A copy with scale 1 and the same codes and reconstructions: biases and thresholds / s, the matrices
-        unchanged.
+    @property
+    def directions(self) -> Tensor:
+        """(d_sae, d_in): what a code of 1 adds to x. W_dec itself once the input map is folded in."""
+        return self.input.directions(self.W_dec)
+
+    def through(self, input: InputMap) -> Self:
+        """The same weights behind another input map; they are shared, not copied."""
+        view = copy.copy(self)
+        view.__dict__["_modules"] = {**self._modules, "input": input}
+        return view
+
+    def folded(self, *, keep_input: bool = False) -> Self:
+        """A copy with the same codes and reconstructions whose scale is 1, and that reads x itself where its input map
+        is affine and not to be kept.
+
+        Biases and thresholds are divided by s; with y = (x - m) P the encoder takes up P and the decoder P^-1. Rows of
+        W_dec then need no longer have unit length: see inputs.py for what a code means.
         """
-        copy = type(self)(self.config, metadata=self.metadata).to(device=self.W_dec.device, dtype=self.W_dec.dtype)
+        plain = type(self)(self.config, metadata=self.metadata).to(device=self.W_dec.device, dtype=self.W_dec.dtype)
         with torch.no_grad():
-            copy.W_enc.copy_(self.W_enc)
-            copy.W_dec.copy_(self.W_dec)
-            copy.b_enc.copy_(self.b_enc / self.scale)
-            copy.b_dec.copy_(self.b_dec / self.scale)
+            b_dec = self.b_dec / self.scale
+            if self.input.affine and not keep_input:
+                plain.input = InputMap()
+                plain.W_enc.copy_(self.input.encoder_rows(self.W_enc.T).T)
+                plain.W_dec.copy_(self.input.directions(self.W_dec))
+                plain.b_dec.copy_(self.input.out(b_dec))
+            else:
+                plain.input = copy.deepcopy(self.input)
+                plain.W_enc.copy_(self.W_enc)
+                plain.W_dec.copy_(self.W_dec)
+                plain.b_dec.copy_(b_dec)
+            plain.b_enc.copy_(self.b_enc / self.scale)
             if self.HAS_THRESHOLD:
-                copy.set_thresholds(self.thresholds() / self.scale)
-        return copy
+                plain.set_thresholds(self.thresholds() / self.scale)
+        return plain
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a folded dictionary by their names in a file; `load_file_tensors` takes them back."""
+        tensors = {name: getattr(self, name) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+        if self.HAS_THRESHOLD:
+            tensors["threshold"] = self.thresholds()
+        return tensors | {f"input_{name}": tensor for name, tensor in self.input.tensors().items()}
+
+    def load_file_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what `file_tensors` of a folded dictionary of this configuration gave."""
+        with torch.no_grad():
+            for name, tensor in self.file_tensors().items():
+                if name == "threshold":
+                    self.set_thresholds(tensors[name].to(self.W_dec.dtype))
+                else:
+                    tensor.copy_(tensors[name])
 
     def thresholds(self) -> Tensor:
         """(d_sae,) smallest pre-activation at which each feature is on, in units of s x. Only where
@@ -158,20 +205,21 @@ class SparseAutoencoder(nn.Module, ABC):
 
     # What the trainer needs; see contract.Architecture.
 
-    def initialise(self, rows: Tensor) -> None:
-        """Sets the pre-bias to the mean row and, if the configuration asks, the scale so that E||s x|| =
+    def initialise(self, rows: Tensor, log_snr: Tensor | None = None) -> None:
+        """Sets the pre-bias to the mean row and, if the configuration asks, the scale so that E||s y|| =
         sqrt(d_in).
 
         Args:
             rows: (n, d_in), spread over the data: rows of one region or one step would bias both.
         """
         self._check(rows)
-        rows = rows.to(torch.float64)
+        rows = self.input.into(rows.to(self.W_dec.dtype)).to(torch.float64)
         mean_norm = float(rows.norm(dim=-1).mean())
         if self.config.input_scale and mean_norm > 0:
             self.scale.fill_(math.sqrt(self.d_in) / mean_norm)
-        with torch.no_grad():
-            self.b_dec.copy_(rows.mean(0) * self.scale.double())
+        if not self.input.fixes_bias:
+            with torch.no_grad():
+                self.b_dec.copy_(rows.mean(0) * self.scale.double())
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained tensors as contiguous arrays that share the module's memory."""
@@ -182,23 +230,33 @@ class SparseAutoencoder(nn.Module, ABC):
             "b_dec": self.b_dec.detach(),
         }
 
-    def fixed_tensors(self) -> dict[str, Tensor]:
-        """The input scale."""
-        return {"scale": self.scale}
+    def fit(self, moments: Moments) -> None:
+        """Takes over the statistics that the input map needs; before `initialise`."""
+        self.input.fit(moments)
 
-    def loss(self, x: Tensor, dead: Tensor | None = None) -> tuple[StepResult, dict[str, Tensor]]:
-        """Loss of (B, d_in) rows and its gradient; the decoder's has no part along the decoder's rows."""
+    def fixed_tensors(self) -> dict[str, Tensor]:
+        """The input scale and the input map."""
+        return {"scale": self.scale, **{f"input.{name}": t for name, t in self.input.tensors().items()}}
+
+    def loss(
+        self, x: Tensor, dead: Tensor | None = None, log_snr: Tensor | None = None
+    ) -> tuple[StepResult, dict[str, Tensor]]:
+        """Loss of (B, d_in) rows and its gradient; the decoder's has no part along the decoder's rows. Their noise
+        levels do not matter here.
+        """
         self._check(x)
         with torch.no_grad():
-            centred = self._centre(x)
+            centred = self._centre(x, out=self._arrays.get("centred", x.shape, self.W_dec))
             result, more = self.step(centred, Aux(dead, self.config.n_aux, self.config.aux_alpha, self.shards))
             gradients = dict(zip(("encoder", "decoder", "b_enc", "b_dec"), result.gradients.tensors(), strict=True))
             remove_parallel(gradients["decoder"], self.W_dec.detach())
+            if self.input.fixes_bias:
+                gradients["b_dec"].zero_()
         return result, {**gradients, **more}
 
-    def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients for (B, d_in) centred rows, and the gradients of tensors beyond the four."""
-        return sparse_step(self._four(), centred, self.choose, aux, self.peers, self.shards), {}
+        return sparse_step(self._four(), centred, self.choose, aux, self.peers, measure, self.shards, self._arrays), {}
 
     def after_update(self) -> None:
         """Unit decoder rows again."""
@@ -228,9 +286,9 @@ class SparseAutoencoder(nn.Module, ABC):
         code = largest_entries(**self._product(self._centre(few).detach()), n=few.shape[0] * self.k)
         return float(code.values.min()) if code.values.numel() else 0.0
 
-    def _centre(self, x: Tensor) -> Tensor:
+    def _centre(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         self._check(x)
-        return torch.addcmul(-self.b_dec, x.to(self.W_dec.dtype), self.scale)
+        return torch.addcmul(-self.b_dec, self.input.into(x.to(self.W_dec.dtype)), self.scale, out=out)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim < 1 or x.shape[-1] != self.d_in:
@@ -241,12 +299,4 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def _scratch(self, n_rows: int) -> Tensor:
         rows = max(1, min(chunk_rows_for(self.d_sae), n_rows))
-        buffer = self._buffer
-        if (
-            buffer is None
-            or buffer.shape[0] != rows
-            or buffer.device != self.W_dec.device
-            or buffer.dtype != self.W_dec.dtype
-        ):
-            self._buffer = buffer = torch.empty(rows, self.d_sae, dtype=self.W_dec.dtype, device=self.W_dec.device)
-        return buffer
+        return self._arrays.get("pre", (rows, self.d_sae), self.W_dec)

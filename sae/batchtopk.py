@@ -53,7 +53,7 @@ class BatchTopKSAE(SparseAutoencoder):
             **self._product(centred),
             n=centred.shape[0] * self.peers.world * self.k,
             guess=_GUESS * float(self.threshold),
-            bf16=self.config.matmul == "bf16",
+            matmul=self.config.matmul,
             peers=rivals,
         )
         on = code.values[code.values > 0]
@@ -61,7 +61,7 @@ class BatchTopKSAE(SparseAutoencoder):
         self._smallest = rivals.smallest(smallest)
         return code
 
-    def initialise(self, rows: Tensor) -> None:
+    def initialise(self, rows: Tensor, log_snr: Tensor | None = None) -> None:
         """Also sets theta to what keeps k entries a row now."""
         super().initialise(rows)
         self.threshold.fill_(self._first_threshold(rows))

@@ -9,6 +9,7 @@ the features they are an example of.
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .data import Selection, check_fits, select, store_identity, stream
 from .errors import BundleExists
 from .feature_stats import FeatureStats, auc_by_concept, decoder_layout, decoder_neighbours
 from .metrics import DENSE_ABOVE
+from .timed import encode_maps
 
 
 def build_bundle(
@@ -39,6 +41,7 @@ def build_bundle(
     factors: Sequence[str] | None = None,
     branch: str = "cond",
     samples: Sequence[int] | np.ndarray | None = None,
+    steps: Sequence[int] | None = None,
     n_examples: int = 16,
     copy_images: bool = False,
     metrics: dict[str, Any] | None = None,
@@ -52,7 +55,7 @@ def build_bundle(
         images_dir: folder with one picture a sample, 000000.png, 000001.png, ...; None if there are none.
         factors: factors of the sample table to score; None = all.
         branch: guidance branch whose activations are shown.
-        samples: samples to use; None = everything committed.
+        samples, steps: what to use; None = everything committed.
         n_examples: samples kept with their maps for every feature.
         copy_images: copy the pictures of examples into the bundle, so that it can be moved without the store.
         metrics: the SAE's metrics, kept in `bundle.json` as they are.
@@ -68,7 +71,7 @@ def build_bundle(
     if out.exists() and not overwrite:
         raise BundleExists(f"{out} already exists. Choose another folder or pass overwrite=True.")
     site = check_fits(sae, store, any_model=any_model)
-    chosen = select(store, site, samples=samples, branches=[branch])
+    chosen = select(store, site, samples=samples, steps=steps, branches=[branch], blocks=sae.config.blocks)
     names = store.factors if factors is None else tuple(factors)
     n_samples, d_sae = len(chosen.samples), sae.config.d_sae
     n_examples = max(1, min(n_examples, n_samples))
@@ -192,10 +195,10 @@ def _write_maps(
     by_position = np.argsort(position, kind="stable")
     feature, rank, position = feature[by_position], rank[by_position], position[by_position]
     wanted = np.unique(position)
-    part = Selection(chosen.site, chosen.samples[wanted], chosen.steps, chosen.branches, tokens, chosen.channels)
+    part = replace(chosen, samples=chosen.samples[wanted])
     slot_of = np.full(d_sae, -1)
     for block in stream(store, part) if len(wanted) else ():
-        code = sae.encode_sparse(torch.from_numpy(block.x).to(sae.W_dec.device))
+        code = encode_maps(sae, torch.from_numpy(block.x).to(sae.W_dec.device), chosen.log_snr)
         all_values, all_indices = code.values.cpu().numpy(), code.indices.cpu().numpy()
         for row, at in enumerate(wanted[block.samples]):
             here = slice(*np.searchsorted(position, [at, at + 1]))

@@ -27,6 +27,7 @@ from .contract import SparseDictionary
 from .data import BLOCK_BYTES, Selection, check_fits, select, store_identity, stream
 from .errors import ConfigError, CorruptFile, EmptySelection, NewerFormat, UnknownConcept
 from .sparse import TopKCode
+from .timed import encode_maps
 
 EPS = 1e-8
 FORMAT = 1
@@ -221,12 +222,12 @@ def score_concepts(
     if not factors:
         raise ConfigError("score_concepts was given an empty list of factors.")
     name = check_fits(sae, store, site=site, any_model=any_model)
-    chosen = select(store, name, samples=samples, steps=steps, branches=[branch])
+    chosen = select(store, name, samples=samples, steps=steps, branches=[branch], blocks=sae.config.blocks)
     d_sae = sae.config.d_sae
     sums = {f: ConceptSums(store, f, chosen, d_sae) for f in factors}
     device = sae.W_dec.device
     for block in stream(store, chosen, block_bytes=block_bytes_for(chosen, d_sae)):
-        code = sae.encode_sparse(torch.from_numpy(block.x).to(device))  # (S, T, tokens, k)
+        code = encode_maps(sae, torch.from_numpy(block.x).to(device), chosen.log_snr)  # (S, T, tokens, k)
         means = sample_means(code, d_sae)
         for each in sums.values():
             each.add(block.samples, means)

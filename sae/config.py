@@ -17,7 +17,9 @@ from .errors import ConfigError
 DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent silent for ten million tokens is dead
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
-MATMULS = ("fp32", "bf16")
+MATMULS = ("fp32", "bf16", "int8")
+INPUTS = ("raw", "centred", "unit", "whitened")
+TIMES = ("shared", "per_step", "film", "residual")
 _NESTED = (16, 8, 4, 2)  # Matryoshka: the default sizes are d_sae divided by these, and d_sae
 
 # Numbers of a TrainConfig that must be above zero where they are given.
@@ -40,7 +42,7 @@ class _Config:
         values = asdict(self)  # type: ignore[call-overload]
         quiet = {f.name: f.default for f in fields(self) if f.metadata.get("quiet")}  # type: ignore[arg-type]
         kept = {k: v for k, v in values.items() if k not in quiet or v != quiet[k]}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+        return {k: _lists(v) for k, v in kept.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -51,7 +53,7 @@ class _Config:
             raise ConfigError(
                 f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}."
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        return cls(**{k: _tuples(v) for k, v in value.items()})
 
     @property
     def content_hash(self) -> str:
@@ -59,9 +61,39 @@ class _Config:
         return content_hash(self.to_json())
 
 
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_options(input: str, time: str, architecture: str) -> None:
+    _require(input in INPUTS, f"input is {input!r}; expected one of {', '.join(INPUTS)}.")
+    _require(time in TIMES, f"time is {time!r}; expected one of {', '.join(TIMES)}.")
+    _require(
+        (input, time) != ("unit", "film"),
+        "input 'unit' with time 'film': the shift of film would have to grow with every row's length. Choose another.",
+    )
+    _require(
+        (time, architecture) != ("film", "relu"),
+        "time 'film' with architecture 'relu': the gain of film would shrink the codes that the L1 penalty counts, and "
+        "the decoder undo it. Choose another.",
+    )
+
+
+def _check_crosscoder(input: str, time: str) -> None:
+    _require(
+        input == "raw" and time == "shared",
+        f"input is {input!r} and time {time!r}: a crosscoder normalises each of its blocks and reads steps as blocks, "
+        "so it takes input 'raw' and time 'shared' only.",
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +112,12 @@ class SAEConfig(_Config):
     sparsity: float = _quiet(1.0)  # jumprelu, relu: weight of the sparsity term
     bandwidth: float = _quiet(0.1)  # jumprelu: width of the smoothed step, in units of s x
     prefixes: tuple[int, ...] | None = _quiet(None)  # matryoshka: sizes m_j; None = d_sae / 16, / 8, / 4, / 2, all
-    matmul: str = _quiet("fp32")  # encoder product in training: "bf16" chooses in bfloat16, values stay exact
+    matmul: str = _quiet("fp32")  # encoder product in training: "bf16" or "int8" choose coarsely, values stay exact
+    input: str = _quiet("raw")  # what is done to a row first, one of INPUTS (inputs.py)
+    time: str = _quiet("shared")  # how the denoising step enters, one of TIMES (timed.py)
+    levels: tuple[float, ...] | None = _quiet(None)  # log-SNR of the steps it was trained on; only where time needs it
+    groups: tuple[int, ...] | None = _quiet(None)  # per_step: which dictionary, from 0, reads each level
+    blocks: tuple[tuple[str, int | None, int], ...] | None = _quiet(None)  # crosscoder: (site, step or None, width)
 
     def __post_init__(self) -> None:
         _require(
@@ -106,12 +143,39 @@ class SAEConfig(_Config):
         )
         _require(self.k_aux is None or self.k_aux > 0, f"k_aux is {self.k_aux}; use aux_alpha=0 to turn AuxK off.")
         _require(self.dead_after > 0, f"dead_after is {self.dead_after} rows; it must be positive.")
+        _check_options(self.input, self.time, self.architecture)
+        if self.time != "shared":
+            self._check_time()
+        if self.blocks is not None:
+            width = sum(block[2] for block in self.blocks)
+            _require(width == self.d_in, f"blocks have {width} values together; d_in is {self.d_in}.")
+            _check_crosscoder(self.input, self.time)
         sizes = self.nested
         ascending = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
         _require(
             ascending and sizes[-1:] == (self.d_sae,),
             f"prefixes are {list(sizes)}; they must rise from above 0 to d_sae = {self.d_sae}.",
         )
+
+    def _check_time(self) -> None:
+        levels, groups = self.levels or (), self.groups or ()
+        _require(len(levels) > 0, f"time is {self.time!r}, and no levels are given: the log-SNR of every step.")
+        if self.time != "per_step":
+            return
+        n = len(set(groups))
+        _require(
+            len(groups) == len(levels) and set(groups) == set(range(n)),
+            f"groups are {list(groups)}; expected a number for each of {len(levels)} levels, from 0 and none left out.",
+        )
+        _require(
+            self.d_sae % n == 0 and self.d_sae // n >= self.k,
+            f"d_sae is {self.d_sae}; it must divide by the {n} groups of steps, with k = {self.k} features in each.",
+        )
+
+    @property
+    def n_groups(self) -> int:
+        """Dictionaries that share d_sae: one for each group of steps, or one."""
+        return len(set(self.groups)) if self.groups else 1
 
     @property
     def n_aux(self) -> int:
@@ -164,6 +228,11 @@ class TrainConfig(_Config):
     prefixes: tuple[int, ...] | None = _quiet(None)
     matmul: str = _quiet("fp32")
     row_seed: int | None = _quiet(None)  # held-out samples and order of rows, where not by `seed`
+    input: str = _quiet("raw")  # what is done to a row first: raw, centred, unit, whitened (inputs.py)
+    time: str = _quiet("shared")  # how the step enters: shared, per_step, film, residual (timed.py)
+    groups: tuple[tuple[int, ...], ...] | None = _quiet(None)  # per_step: steps of each dictionary; None = one a step
+    across_sites: tuple[str, ...] | None = _quiet(None)  # crosscoder: sites read together with `site`
+    across_steps: bool = _quiet(False)  # crosscoder: one code for all chosen steps
 
     def __post_init__(self) -> None:
         _require(bool(self.site), "site is empty; name a site of the store.")
@@ -200,8 +269,22 @@ class TrainConfig(_Config):
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             f"betas are {self.betas}; need two in [0, 1).",
         )
+        _check_options(self.input, self.time, self.architecture)
+        if self.is_crosscoder:
+            _check_crosscoder(self.input, self.time)
+            sites = (self.site, *(self.across_sites or ()))
+            _require(len(set(sites)) == len(sites), f"a crosscoder reads {', '.join(sites)}: one is named twice.")
+        _require(
+            self.groups is None or self.time == "per_step",
+            f"groups of steps are given, and time is {self.time!r}; they belong to 'per_step'.",
+        )
         _require(self.steps is None or len(self.steps) > 0, "steps is empty; use None for all steps.")
         _require(self.branches is None or len(self.branches) > 0, "branches is empty; use None for all branches.")
+
+    @property
+    def is_crosscoder(self) -> bool:
+        """True if rows of several sites or steps share one code."""
+        return bool(self.across_sites) or self.across_steps
 
     @property
     def order_seed(self) -> int:
@@ -231,6 +314,7 @@ class TrainConfig(_Config):
             bandwidth=self.bandwidth,
             prefixes=self.prefixes,
             matmul=self.matmul,
+            input=self.input,
         )
 
     def peak_lr(self, d_sae: int) -> float:

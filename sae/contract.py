@@ -38,7 +38,12 @@ class SparseDictionary(Protocol):
 
     @property
     def W_dec(self) -> Tensor:
-        """(d_sae, d_in), unit rows."""
+        """(d_sae, d_in), one feature a row; unit rows unless a whitening was folded in."""
+        ...
+
+    @property
+    def directions(self) -> Tensor:
+        """(d_sae, d_in): what a code of 1 adds to x; W_dec where no input map stands before it."""
         ...
 
     def encode(self, x: Tensor) -> Tensor:
@@ -64,8 +69,10 @@ class Architecture(SparseDictionary, Protocol):
 
     peers: Peers  # the processes that share the batches of `loss`
 
-    def initialise(self, rows: Tensor) -> None:
-        """Sets what depends on the data (pre-bias, input scale) from (n, d_in) rows spread over it."""
+    def initialise(self, rows: Tensor, log_snr: Tensor | None = None) -> None:
+        """Sets what depends on the data (pre-bias, input scale) from (n, d_in) rows spread over it, and their noise
+        levels (n,).
+        """
         ...
 
     def fixed_tensors(self) -> dict[str, Tensor]:
@@ -76,8 +83,12 @@ class Architecture(SparseDictionary, Protocol):
         """Name -> contiguous tensor that the optimiser updates in place; shares memory with the module."""
         ...
 
-    def loss(self, x: Tensor, dead: Tensor | None = None) -> tuple[Loss, dict[str, Tensor]]:
+    def loss(
+        self, x: Tensor, dead: Tensor | None = None, log_snr: Tensor | None = None
+    ) -> tuple[Loss, dict[str, Tensor]]:
         """Loss of (B, d_in) rows and its gradient by tensor name, ready for the optimiser. No autograd graph.
+
+        The noise levels of the rows, (B,), are needed by dictionaries in which time enters (timed.py).
 
         Where several processes share the batch, both are this process's share.
         """

@@ -17,6 +17,8 @@ from .contract import SparseDictionary
 from .errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
 
 BLOCK_BYTES = 32 * 2**20  # of float32 rows held at a time
+Blocks = tuple[tuple[str, int | None, int], ...]
+"""As `SAEConfig.blocks`: (site, step or None for the step of the row, width) of each part of a row."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Selection:
     branches: tuple[str, ...]
     tokens: int
     channels: int
+    log_snr: tuple[float, ...]  # of each step
+    blocks: Blocks | None = None  # what each row is put together from, for a crosscoder
 
     @property
     def n_rows(self) -> int:
@@ -53,10 +57,12 @@ def select(
     steps: Sequence[int] | np.ndarray | None = None,
     branches: Sequence[str] | None = None,
     max_rows: int | None = None,
+    blocks: Blocks | None = None,
 ) -> Selection:
     """Resolves a selection; None means everything that is committed.
 
     Args:
+        blocks: of a crosscoder; one over steps has a single map a sample, named by its first step.
         max_rows: if given, keep only as many samples, spread evenly over the selection, as fit in this many
         rows (at least one).
 
@@ -80,23 +86,33 @@ def select(
     unknown = [name for name in names if name not in store.spec.branches]
     if not names or unknown:
         raise EmptySelection(f"Branches {list(names)} of {store.path}; the store has {list(store.spec.branches)}.")
+    if blocks is not None and blocks[0][1] is not None:
+        step_numbers = np.array([blocks[0][1]])
     if max_rows is not None:
         n = max(1, max_rows // (len(step_numbers) * len(names) * spec.tokens))
         if n < len(chosen):
             chosen = chosen[np.linspace(0, len(chosen) - 1, n).round().astype(np.int64)]
-    return Selection(site, chosen, step_numbers, names, spec.tokens, spec.channels)
+    levels = tuple(float(store.spec.log_snr[step]) for step in step_numbers)
+    channels = spec.channels if blocks is None else sum(width for _, _, width in blocks)
+    return Selection(site, chosen, step_numbers, names, spec.tokens, channels, levels, blocks)
 
 
 def stream(store: ActivationStore, selection: Selection, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Reads a selection once, a few samples and one branch at a time."""
-    view = store.site(selection.site)
+    blocks = selection.blocks or ((selection.site, None, selection.channels),)
     per_sample = len(selection.steps) * selection.tokens * selection.channels * 4
     n = max(1, block_bytes // per_sample)
     for start in range(0, len(selection.samples), n):
         at = np.arange(start, min(start + n, len(selection.samples)))
         for branch, name in enumerate(selection.branches):
-            x = view.read(sample=selection.samples[at], step=selection.steps, branch=name)
-            yield Block(np.ascontiguousarray(x[:, :, 0], dtype=np.float32), at, branch)
+            parts = [
+                store.site(site).read(
+                    sample=selection.samples[at], step=selection.steps if step is None else [step], branch=name
+                )[:, :, 0]
+                for site, step, _ in blocks
+            ]
+            x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            yield Block(np.ascontiguousarray(x, dtype=np.float32), at, branch)
 
 
 def store_identity(store: ActivationStore) -> dict[str, Any]:
@@ -121,11 +137,10 @@ def check_fits(
     name = site or trained_at
     if trained_at and name != trained_at:
         raise SAESiteMismatch(f"The SAE was trained at {trained_at}; it was asked to read {name} of {store.path}.")
-    channels = store.site(name).spec.channels
-    if channels != sae.config.d_in:
-        raise SAESiteMismatch(
-            f"The SAE reads rows of width {sae.config.d_in}; {name} of {store.path} has width {channels}."
-        )
+    for part, _, width in sae.config.blocks or ((name, None, sae.config.d_in),):
+        channels = store.site(part).spec.channels
+        if channels != width:
+            raise SAESiteMismatch(f"The SAE reads rows of width {width}; {part} of {store.path} has width {channels}.")
     ours = sae.metadata.get("store", {}).get("fingerprint", {})
     mine, theirs = ours.get("weights_hash"), store.fingerprint.get("weights_hash")
     if mine and theirs and mine != theirs and not any_model:

@@ -46,6 +46,8 @@ class FeatureDivision(Division):
 
     def __init__(self, sae: SparseAutoencoder, peers: Peers = ALONE, device: torch.device | str = "cpu") -> None:
         config, world = sae.config, peers.world
+        if config.time != "shared":
+            raise ConfigError(f"time is {config.time!r}; processes divide only what is shared over steps.")
         if config.architecture not in ARCHITECTURES:
             raise ConfigError(
                 f"architecture is {config.architecture!r}; processes can divide the features of "

@@ -3,8 +3,8 @@ geometry.
 
 density            share of rows with z_i > 0
 ev_contribution    rise of the squared error if the feature were removed, over the total variance:
-                   sum over rows of ||e + z_i d_i||^2 - ||e||^2 = sum of 2 z_i <e, d_i> + z_i^2     (unit rows
-                   d_i, e = x - xh)
+                   sum over rows of ||e + z_i d_i||^2 - ||e||^2 = sum of 2 z_i <e, d_i> + z_i^2 ||d_i||^2, with
+                   e = x - xh and d_i what a code of 1 adds to x
 AUC of a concept   probability that a sample with the concept has a larger pooled activation than one without
 (ties count half)
 """
@@ -18,6 +18,7 @@ from .contract import SparseDictionary
 from .data import Block, Selection
 from .metrics import DENSE_ABOVE, VarianceSums
 from .sparse import TopKCode, row_dots
+from .timed import members, stack_steps
 
 _PER_OCTAVE = 16  # histogram bins for a doubling: a percentile is known within 2^(1/16) = 4.4 %
 _OCTAVES = 24
@@ -51,7 +52,11 @@ class FeatureStats:
         """Adds a block and returns its (S, T, tokens, k) code, so that callers need not encode again."""
         sae, d_sae = self._sae, self._sae.config.d_sae
         x = torch.from_numpy(block.x).to(sae.W_dec.device)
-        code = sae.encode_sparse(x)
+        dictionaries = members(sae, x, self._chosen.log_snr)
+        codes = [member.encode_sparse(x[:, t]) for t, member in enumerate(dictionaries)]
+        for t, (member, code) in enumerate(zip(dictionaries, codes, strict=True)):
+            self._add_gain(member, x[:, t], code)
+        code = stack_steps(codes)
         n, n_steps, tokens, k = code.indices.shape
         values, indices = code.values.float().reshape(-1), code.indices.reshape(-1)
         entry = torch.arange(indices.numel(), device=indices.device) // k  # the row of each entry
@@ -63,15 +68,6 @@ class FeatureStats:
         pooled.scatter_reduce_(0, entry // (tokens * n_steps) * d_sae + indices, values, "amax")
         self.pooled[block.samples] = pooled.view(n, d_sae).cpu().numpy()
 
-        rows = x.reshape(-1, x.shape[-1]).to(sae.W_dec.dtype)
-        flat = TopKCode(code.values.reshape(-1, k), code.indices.reshape(-1, k))
-        with torch.no_grad():
-            error = rows - sae.decode_sparse(flat)
-        along = row_dots(flat.flat(), error, sae.W_dec)  # <e, d_i> at the entries
-        gain = (2 * values * along + values.square()).double()
-        self._gain.index_add_(0, indices, gain)
-        self._variance.add(0, rows, error)
-
         on = values > 0
         if self._low == 0.0 and bool(on.any()):
             # Twenty octaves below the largest value of the first block, four above it.
@@ -82,6 +78,19 @@ class FeatureStats:
         bins = (octave * _PER_OCTAVE).long().clamp(0, n_bins - 1)
         self._histogram += torch.bincount(indices[on] * n_bins + bins, minlength=d_sae * n_bins)
         return code
+
+    def _add_gain(self, member: SparseDictionary, x: torch.Tensor, code: TopKCode) -> None:
+        """Adds one step to `ev_contribution`: (n, tokens, d) maps and their (n, tokens, k) code."""
+        directions = member.directions.detach()
+        rows = x.reshape(-1, x.shape[-1]).to(directions.dtype)
+        with torch.no_grad():
+            error = rows - member.decode_sparse(code).reshape(rows.shape)
+        k = code.indices.shape[-1]
+        flat = TopKCode(code.values.reshape(-1, k), code.indices.reshape(-1, k)).flat()
+        along = row_dots(flat, error, directions)  # <e, d_i> at the entries
+        length = directions.square().sum(1)[flat.indices]
+        self._gain.index_add_(0, flat.indices, (2 * flat.values * along + flat.values.square() * length).double())
+        self._variance.add(0, rows, error)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Arrays for `stats.safetensors`."""

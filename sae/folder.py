@@ -1,7 +1,7 @@
 """Saving and loading a dictionary as a folder that sae-lens also reads: `cfg.json` +
 `sae_weights.safetensors`.
 
-The input scale is folded into the biases and thresholds first, so any reader of W_enc, W_dec, b_enc, b_dec (and
+Input scale and affine input maps are folded into the weights first, so any reader of W_enc, W_dec, b_enc, b_dec (and
 threshold) with p = (x - b_dec) W_enc + b_enc, xhat = z W_dec + b_dec gets the function that was trained. The file
 names one of three gates, as sae-lens does; what trained it is in our part of the metadata:
 
@@ -14,6 +14,9 @@ Two options of sae-lens are folded into the weights as they are read, exactly: w
     rescale_acts_by_decoder_norm       W_enc n, b_enc n, W_dec / n      (what its TopK trainer saves by default)
     apply_b_dec_to_input = false       b_enc + b_dec W_enc
 
+A dictionary that is not of this form (unit-norm input, or time in it) names the gate `denoscope`, which other libraries
+refuse; its tensors are those of its parts, numbered, with what stands around them (`architectures.file_shapes`).
+
 What is ours alone sits in `metadata.denoscope`. Nothing is unpickled; header, names, shapes and sizes are
 checked before a byte is used.
 """
@@ -25,15 +28,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ._files import atomic_path, expect_tensors, file_hash, read_json, write_json
-from .architectures import CLASSES, make_sae
-from .autoencoder import SparseAutoencoder
+from .architectures import CLASSES, Dictionary, file_shapes, make_sae
 from .config import SAEConfig
 from .errors import ConfigError, CorruptFile, NewerFormat, NotAnSAE, SAESiteMismatch, UnsupportedSAE
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 FORMAT = 1
-_FOUR = ("W_enc", "W_dec", "b_enc", "b_dec")
+_OWN = "denoscope"  # the gate of what only this package computes
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 # The architecture that a file without our metadata is read as.
 _PLAIN = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
@@ -42,26 +44,28 @@ _FOLDED_OPTIONS = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm":
 _EXPECTED_OPTIONS = {"normalize_activations": "none", "reshape_activations": "none"}
 
 
-def save_sae(sae: SparseAutoencoder, folder: str | Path) -> Path:
+def save_sae(sae: Dictionary, folder: str | Path) -> Path:
     """Writes `sae` into `folder` (created if needed) and returns the folder. Each file is replaced
     atomically.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = sae.folded()
-    tensors = {name: getattr(plain, name).detach().cpu().contiguous() for name in _FOUR}
-    if plain.HAS_THRESHOLD:
-        tensors["threshold"] = plain.thresholds().detach().cpu().contiguous()
+    tensors = {name: t.detach().cpu().contiguous() for name, t in sae.folded().file_tensors().items()}
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
         save_file(tensors, temporary)
     write_json(folder / CONFIG_NAME, _cfg(sae, file_hash(folder / WEIGHTS_NAME)))
     return folder
 
 
-def _cfg(sae: SparseAutoencoder, weights_hash: str) -> dict[str, Any]:
+def _gate(config: SAEConfig) -> str:
+    plain = config.time == "shared" and config.input != "unit"
+    return CLASSES[config.architecture].FILE_ARCHITECTURE if plain else _OWN
+
+
+def _cfg(sae: Dictionary, weights_hash: str) -> dict[str, Any]:
     config = sae.config
     return {
-        "architecture": sae.FILE_ARCHITECTURE,
+        "architecture": _gate(config),
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "k": config.k,
@@ -84,7 +88,7 @@ def _cfg(sae: SparseAutoencoder, weights_hash: str) -> dict[str, Any]:
     }
 
 
-def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch.device = "cpu") -> SparseAutoencoder:
+def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch.device = "cpu") -> Dictionary:
     """Loads a dictionary saved by `save_sae` or by sae-lens.
 
     Args:
@@ -106,11 +110,7 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
         raise SAESiteMismatch(f"{folder} was trained at {config.site}; it was asked for {site}.")
 
     path = folder / WEIGHTS_NAME
-    d_in, d_sae = config.d_in, config.d_sae
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}
-    if CLASSES[config.architecture].HAS_THRESHOLD:
-        shapes["threshold"] = (d_sae,)
-    dtypes = expect_tensors(path, shapes)
+    dtypes = expect_tensors(path, file_shapes(config))
     unknown = sorted(set(dtypes.values()) - _DTYPES.keys())
     if unknown:
         raise CorruptFile(f"{path} holds tensors of type {', '.join(unknown)}; weights are floating point.")
@@ -120,17 +120,12 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
             f"{path} is not the file that {CONFIG_NAME} describes (SHA-256 differs). Copy the folder again."
         )
 
-    sae = make_sae(config, metadata=metadata).to(_dtype(folder, cfg.get("dtype", "float32")))
+    sae = make_sae(config, metadata=metadata, folded=True).to(_dtype(folder, cfg.get("dtype", "float32")))
     tensors = load_file(path)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CorruptFile(f"{path}: tensor {name!r} holds NaN or infinity.")
-    with torch.no_grad():
-        for name, tensor in _fold_options(folder, cfg, tensors).items():
-            if name == "threshold":
-                sae.set_thresholds(tensor.to(sae.W_dec.dtype))
-            else:
-                getattr(sae, name).copy_(tensor)
+    sae.load_file_tensors(_fold_options(folder, cfg, tensors))
     return sae.to(device)
 
 
@@ -168,7 +163,7 @@ def _read_config(folder: Path, cfg: dict[str, Any]) -> tuple[SAEConfig, dict[str
     """The configuration and our metadata from a cfg.json of ours or of sae-lens."""
     where = folder / CONFIG_NAME
     gate = cfg.get("architecture")
-    if gate not in _PLAIN:
+    if gate not in _PLAIN and gate != _OWN:
         raise UnsupportedSAE(f"{where} describes architecture {gate!r}; known are {', '.join(_PLAIN)}.")
     for name, expected in _EXPECTED_OPTIONS.items():
         if cfg.get(name, expected) != expected:
@@ -187,13 +182,14 @@ def _read_config(folder: Path, cfg: dict[str, Any]) -> tuple[SAEConfig, dict[str
         raise NewerFormat(f"{where} has format {version!r}; this version reads up to {FORMAT}. Update denoscope.")
     stored = ours.pop("config", None)
     stored = dict(stored) if isinstance(stored, dict) else {"site": str(outer.get("hook_name") or "")}
-    stored.setdefault("architecture", _PLAIN[gate])
-    trained_as = str(stored["architecture"])
-    if trained_as not in CLASSES or gate != CLASSES[trained_as].FILE_ARCHITECTURE:
-        raise CorruptFile(
-            f"{where} names the gate {gate!r} and the architecture {trained_as!r}; they do not belong together."
-        )
+    stored.setdefault("architecture", _PLAIN.get(gate, ""))
     try:
-        return SAEConfig.from_json({**stored, "k": cfg.get("k", 1), **{name: cfg[name] for name in required}}), ours
+        config = SAEConfig.from_json({**stored, "k": cfg.get("k", 1), **{name: cfg[name] for name in required}})
     except (ConfigError, TypeError) as error:
         raise CorruptFile(f"{where} describes an impossible dictionary: {error}") from error
+    if gate != _gate(config):
+        raise CorruptFile(
+            f"{where} names the gate {gate!r} and the architecture {config.architecture!r}, input {config.input!r} and "
+            f"time {config.time!r}; they do not belong together."
+        )
+    return config, ours

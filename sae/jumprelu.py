@@ -23,7 +23,17 @@ from .config import SAEConfig
 from .peers import ALONE, Peers
 from .selection import entries_above
 from .sparse import ByFeature, FlatCode, gather_sum, row_dots
-from .step import Aux, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
+from .step import (
+    Aux,
+    Measure,
+    Parameters,
+    StepResult,
+    add_aux,
+    batch_variance,
+    fired,
+    row_gradients,
+    sum_of_squares,
+)
 
 _SMALLEST = 1e-6  # first threshold of a dictionary whose features are silent on the rows it was initialised with
 
@@ -51,7 +61,7 @@ class JumpReLUSAE(SparseAutoencoder):
         """Entries above their threshold."""
         return entries_above(**self._product(centred), floor=self.thresholds())
 
-    def initialise(self, rows: Tensor) -> None:
+    def initialise(self, rows: Tensor, log_snr: Tensor | None = None) -> None:
         """Also sets every threshold to what keeps k entries a row now."""
         super().initialise(rows)
         with torch.no_grad():
@@ -70,12 +80,12 @@ class JumpReLUSAE(SparseAutoencoder):
         with torch.no_grad():
             self.log_threshold.copy_(values.clamp_min(torch.finfo(values.dtype).tiny).log())
 
-    def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
         theta, width = self.thresholds(), self.config.bandwidth
-        near = entries_above(**self._product(centred), floor=theta - width / 2, bf16=self.config.matmul == "bf16")
+        near = entries_above(**self._product(centred), floor=theta - width / 2, matmul=self.config.matmul)
         result, grad_theta = jumprelu_step(
-            self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux, self.peers
+            self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux, self.peers, measure
         )
         return result, {"log_threshold": grad_theta * theta}
 
@@ -90,6 +100,7 @@ def jumprelu_step(
     weight: float,
     aux: Aux | None = None,
     peers: Peers = ALONE,
+    measure: Measure | None = None,
 ) -> tuple[StepResult, Tensor]:
     """Loss and gradients of one batch, the last of theta.
 
@@ -103,6 +114,7 @@ def jumprelu_step(
         weight: lambda.
         aux: the loss that revives dead features.
         peers: the processes that share the batch.
+        measure: how errors count; None = all alike, over the variance of the batch.
     """
     n_rows, d_sae = centred.shape[0] * peers.world, theta.shape[0]
     own = theta[near.indices]
@@ -110,11 +122,14 @@ def jumprelu_step(
     # A negative p can lie within eps / 2 of a small threshold; above it, p > theta > 0.
     code = near._replace(values=near.values * on)
     residual = centred - gather_sum(code, parameters.decoder)
-    sse, variance = sum_of_squares(residual), batch_variance(centred, peers)
-    unit = -2 / variance
+    measure = measure or Measure(batch_variance(centred, peers))
+    error = measure.weigh(residual)
+    pull = measure.weigh(error)
+    sse = sum_of_squares(error)
+    unit = -2 / measure.variance
     excess = peers.sum(on.sum()) / n_rows / k - 1
 
-    by_entry = row_dots(code, residual, parameters.decoder).mul_(unit)  # dL/dz, also where z is off
+    by_entry = row_dots(code, pull, parameters.decoder).mul_(unit)  # dL/dz, also where z is off
     window = ((near.values - own).abs() < width / 2).to(centred.dtype)
     by_theta = window * (by_entry * own + 2 * weight * excess / (k * n_rows)) / -width
     grad_theta = torch.zeros_like(theta).index_add_(0, near.indices, by_theta)
@@ -124,12 +139,14 @@ def jumprelu_step(
     grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, near.indices, grad_code)
     gradients = Parameters(
         encoder=by_feature.sum_rows(grad_code, centred),
-        decoder=by_feature.sum_rows(code.values * unit, residual),
+        decoder=by_feature.sum_rows(code.values * unit, pull),
         b_enc=grad_b_enc,
-        b_dec=residual.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
+        b_dec=pull.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
     )
-    loss, aux_loss = sse / variance + weight * excess.square() / peers.world, torch.zeros_like(sse)
+    loss, aux_loss = sse / measure.variance + weight * excess.square() / peers.world, torch.zeros_like(sse)
     if aux is not None and aux.on:
-        aux_loss = add_aux(parameters, gradients, centred, residual, variance, aux)
+        aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
-    return StepResult(loss, sse, variance, aux_loss, fired(code, d_sae), gradients), grad_theta
+    by_row = row_gradients(measure, residual, near._replace(values=grad_code), parameters.encoder)
+    result = StepResult(loss, sse, measure.variance, aux_loss, fired(code, d_sae), gradients, *by_row)
+    return result, grad_theta

@@ -19,15 +19,15 @@ from torch import Tensor
 from .batchtopk import BatchTopKSAE
 from .peers import ALONE, Peers
 from .sparse import ByFeature, FlatCode, gather_sum, row_dots
-from .step import Aux, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
+from .step import Aux, Measure, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
 
 
 class MatryoshkaSAE(BatchTopKSAE):
     """A nested BatchTopK dictionary; `config.nested` are the sizes m_j."""
 
-    def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux, self.peers)
+        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux, self.peers, measure)
         return result, {}
 
 
@@ -38,6 +38,7 @@ def nested_step(
     sizes: tuple[int, ...],
     aux: Aux | None = None,
     peers: Peers = ALONE,
+    measure: Measure | None = None,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -48,6 +49,7 @@ def nested_step(
         sizes: m_1 < m_2 < ... < m_n = d_sae.
         aux: the loss that revives dead features.
         peers: the processes that share the batch.
+        measure: how errors count; None = all alike, over the variance of the batch.
 
     Memory: n arrays of (B, d_in).
     """
@@ -58,13 +60,16 @@ def nested_step(
     for group in groups:
         residual = residual - gather_sum(group, parameters.decoder)
         residuals.append(residual)
-    sse = [sum_of_squares(r) for r in residuals]
-    variance = batch_variance(centred, peers)
-    unit = -2 / (len(sizes) * variance)
+    measure = measure or Measure(batch_variance(centred, peers))
+    errors = [measure.weigh(r) for r in residuals]
+    pulls = [measure.weigh(e) for e in errors]
+    sse = [sum_of_squares(e) for e in errors]
+    unit = -2 / (len(sizes) * measure.variance)
 
     gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))
     suffix = torch.zeros_like(centred)
-    for (low, high), group, after in zip(reversed(bounds), reversed(groups), reversed(residuals), strict=True):
+    through = torch.zeros_like(centred)  # dL/dc by way of the code; only where weights are given
+    for (low, high), group, after in zip(reversed(bounds), reversed(groups), reversed(pulls), strict=True):
         suffix += after  # S_j up to the factor
         own = slice(low, high)
         shifted = group._replace(indices=group.indices - low)
@@ -73,11 +78,17 @@ def nested_step(
         gradients.encoder[own] = by_feature.sum_rows(grad_code, centred)
         gradients.decoder[own] = by_feature.sum_rows(group.values * unit, suffix)
         gradients.b_enc[own].index_add_(0, shifted.indices, grad_code)
+        if measure.weight is not None:
+            through += gather_sum(shifted._replace(values=grad_code), parameters.encoder[own])
     gradients.b_dec.copy_(suffix.sum(0) * unit - parameters.encoder.T @ gradients.b_enc)
 
-    loss = torch.stack(sse).mean() / variance
+    loss = torch.stack(sse).mean() / measure.variance
     aux_loss = torch.zeros_like(loss)
     if aux is not None and aux.on:
-        aux_loss = add_aux(parameters, gradients, centred, residual, variance, aux)
+        aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
-    return StepResult(loss, sse[-1], variance, aux_loss, fired(code, d_sae), gradients)
+    by_row: tuple[Tensor | None, Tensor | None] = (None, None)
+    if measure.weight is not None:
+        by_weight = sum(e * r for e, r in zip(errors, residuals, strict=True)) * -unit
+        by_row = through - suffix * unit, by_weight
+    return StepResult(loss, sse[-1], measure.variance, aux_loss, fired(code, d_sae), gradients, *by_row)

@@ -22,6 +22,7 @@ from activations_store import ActivationStore
 
 from .contract import SparseDictionary
 from .data import check_fits, select, stream
+from .timed import members
 
 DENSE_ABOVE = 0.1  # a feature on in more than a tenth of all rows is called dense
 ALMOST_DEAD_BELOW = 1e-5  # one on in fewer rows than this, but in some, is called almost dead
@@ -119,17 +120,21 @@ def evaluate(
         steps=steps,
         branches=branches,
         max_rows=max_rows,
+        blocks=sae.config.blocks,
     )
     n_steps, n_branches, d_sae = len(chosen.steps), len(chosen.branches), sae.config.d_sae
     sums = VarianceSums(n_steps * n_branches, chosen.channels)
     fired = np.zeros((n_steps, d_sae), dtype=np.int64)
     device = sae.W_dec.device
     for block in stream(store, chosen):
-        for step in range(n_steps):
-            x = torch.from_numpy(block.x[:, step].reshape(-1, chosen.channels)).to(device)
+        maps = torch.from_numpy(block.x).to(device)
+        for step, member in enumerate(members(sae, maps, chosen.log_snr)):
+            x = maps[:, step]
             with torch.no_grad():
-                code = sae.encode_sparse(x)
-                sums.add(step * n_branches + block.branch, x, x - sae.decode_sparse(code))
+                code = member.encode_sparse(x)
+                error = x - member.decode_sparse(code)
+            at = step * n_branches + block.branch
+            sums.add(at, x.reshape(-1, chosen.channels), error.reshape(-1, chosen.channels))
             fired[step] += torch.bincount(code.indices[code.values > 0], minlength=d_sae).cpu().numpy()
         if progress is not None:
             progress(int(sums.n.sum()), chosen.n_rows)

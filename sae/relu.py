@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .autoencoder import SparseAutoencoder
 from .peers import ALONE, Peers
-from .selection import entries_above, pre_activations
+from .product import pre_activations
+from .selection import entries_above
 from .sparse import FlatCode
-from .step import Aux, Parameters, StepResult, batch_variance, sum_of_squares
+from .step import Aux, Measure, Parameters, StepResult, batch_variance, sum_of_squares
 
 
 class ReluSAE(SparseAutoencoder):
@@ -33,8 +34,9 @@ class ReluSAE(SparseAutoencoder):
         """Positive entries."""
         return entries_above(**self._product(centred), floor=centred.new_zeros(()))
 
-    def step(self, centred: Tensor, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
-        """Loss and gradients; see the module."""
+    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+        """Loss and gradients; see the module. Errors always count alike: weights would let a small code cost less."""
+        assert measure is None
         return relu_step(self._four(), centred, self.config.sparsity, self._scratch(centred.shape[0]), self.peers), {}
 
 

@@ -8,11 +8,12 @@ processes share the batches, each reads its own part of every epoch.
 from typing import Any
 
 import numpy as np
-import torch
 
 from activations_store import ActivationStore, RowLoader
 
 from .config import TrainConfig
+from .joint import JointRows
+from .prepare import InitialRows, kinds_of, levels_of
 
 _INIT_STREAM = 1  # separates the rows drawn for initial values from the training order of the same seed
 
@@ -25,29 +26,34 @@ def split_samples(store: ActivationStore, config: TrainConfig) -> tuple[np.ndarr
     return np.sort(present[order[n_held:]]), np.sort(present[order[:n_held]])
 
 
-def open_rows(store: ActivationStore, config: TrainConfig, position: int, rank: int = 0, world: int = 1) -> RowLoader:
+def open_rows(
+    store: ActivationStore, config: TrainConfig, position: int, rank: int = 0, world: int = 1
+) -> RowLoader | JointRows:
     """The shuffled batches of a run from step `position` on, or the part of rank `rank` of `world` in them."""
-    options = _options(store, config)
-    batch_size = config.batch_size // world
-    return RowLoader(
-        store,
-        config.site,
-        batch_size,
-        seed=config.order_seed,
-        position=position,
-        rank=rank,
-        world=world,
-        **options,
-    )
+    options: dict[str, Any] = {"seed": config.order_seed, "position": position, "rank": rank, "world": world}
+    return _open(store, config, config.batch_size // world, options)
 
 
-def spread_rows(store: ActivationStore, config: TrainConfig, n: int) -> torch.Tensor:
-    """(n, d) rows for initial values: the loader's shuffle spreads them over samples, steps, branches and
-    cells.
-    """
+def spread_rows(store: ActivationStore, config: TrainConfig, n: int) -> InitialRows:
+    """n rows for initial values: the loader's shuffle spreads them over samples, steps, branches and cells."""
     seed = int(np.random.SeedSequence([config.order_seed, _INIT_STREAM]).generate_state(1)[0])
-    with RowLoader(store, config.site, n, seed=seed, **_options(store, config)) as loader:
-        return torch.from_numpy(next(loader).x)
+    with _open(store, config, n, {"seed": seed}).tensors() as rows:
+        batch = next(rows)
+    return InitialRows(batch.x, levels_of(store)[batch.step])
+
+
+def _open(
+    store: ActivationStore, config: TrainConfig, batch_size: int, options: dict[str, Any]
+) -> RowLoader | JointRows:
+    options |= {
+        "branches": config.branches,
+        "samples": split_samples(store, config)[0],
+        "pool_rows": config.pool_rows,
+    }
+    kinds = kinds_of(store, config)
+    if kinds is not None:
+        return JointRows(store, kinds, batch_size, **options)
+    return RowLoader(store, config.site, batch_size, steps=config.steps, **options)
 
 
 def same_rows(config: TrainConfig) -> tuple[Any, ...]:
@@ -60,13 +66,7 @@ def same_rows(config: TrainConfig) -> tuple[Any, ...]:
         config.order_seed,
         config.batch_size,
         config.pool_rows,
+        config.time == "residual",
+        config.across_sites,
+        config.across_steps,
     )
-
-
-def _options(store: ActivationStore, config: TrainConfig) -> dict[str, Any]:
-    return {
-        "steps": config.steps,
-        "branches": config.branches,
-        "samples": split_samples(store, config)[0],
-        "pool_rows": config.pool_rows,
-    }

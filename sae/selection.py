@@ -6,33 +6,18 @@
     largest_entries   the n largest positive entries of the batch       BatchTopK, Matryoshka
     entries_above     the entries above a threshold                     JumpReLU, and BatchTopK at inference
 
-The encoder product takes most of a step. `bf16=True` does it in bfloat16 where it only *chooses* entries; the values
-of the chosen ones are then computed again in full precision. Two entries closer than bfloat16 resolves (three
-significant digits) may change places.
+A coarse product (product.py) only *chooses* entries; the values of the chosen ones are then computed again in full
+precision.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .peers import ALONE, Peers, nth_largest
+from .product import pre_activations
 from .sparse import FlatCode, TopKCode, row_dots
-
-
-def chunk_rows_for(d_sae: int) -> int:
-    """Rows of pre-activations to hold at a time: about 16 MB of float32. With fewer, the product spends its time on
-    reading the encoder again for each chunk.
-    """
-    return max(256, min(4096, 2**22 // d_sae))
-
-
-def row_chunks(n_rows: int, chunk_rows: int) -> Iterator[slice]:
-    """Consecutive slices that cover range(n_rows)."""
-    for start in range(0, n_rows, chunk_rows):
-        yield slice(start, min(start + chunk_rows, n_rows))
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -59,47 +44,23 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, groups.gather(1, at % k) + (at // k) * n_groups
 
 
-def pre_activations(
-    x: Tensor, encoder: Tensor, bias: Tensor, *, buffer: Tensor | None = None, bf16: bool = False
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (rows, p of these rows) over all rows of x (B, d_in). Each p is overwritten by the next.
-
-    Args:
-        x: (B, d_in), already scaled and centred.
-        encoder: (d_sae, d_in), one feature a row (W_enc transposed).
-        bias: (d_sae,).
-        buffer: (rows, d_sae) scratch space to reuse between calls; its first axis sets the chunk.
-        bf16: compute in bfloat16; p is then bfloat16 too.
-    """
-    d_sae = encoder.shape[0]
-    n_chunk = buffer.shape[0] if buffer is not None else min(chunk_rows_for(d_sae), max(1, x.shape[0]))
-    if bf16:
-        x, encoder, bias = x.bfloat16(), encoder.bfloat16(), bias.bfloat16()
-        for rows in row_chunks(x.shape[0], n_chunk):
-            yield rows, F.linear(x[rows], encoder, bias)
-        return
-    buffer = x.new_empty(n_chunk, d_sae) if buffer is None else buffer
-    for rows in row_chunks(x.shape[0], n_chunk):
-        yield rows, torch.addmm(bias, x[rows], encoder.T, out=buffer[: rows.stop - rows.start])
-
-
 def encode_rows(
-    x: Tensor, encoder: Tensor, bias: Tensor, k: int, *, buffer: Tensor | None = None, bf16: bool = False
+    x: Tensor, encoder: Tensor, bias: Tensor, k: int, *, buffer: Tensor | None = None, matmul: str = "fp32"
 ) -> TopKCode:
     """ReLU(TopK_k(p)), (B, k); no gradient is recorded. Arguments as in `pre_activations`; k: features to keep."""
     values = x.new_empty(x.shape[0], k)
     indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        for rows, pre in pre_activations(x, encoder, bias, buffer=buffer, bf16=bf16):
+        for rows, pre in pre_activations(x, encoder, bias, buffer=buffer, matmul=matmul):
             found, indices[rows] = top_k(pre, k)
             values[rows] = found.to(values.dtype)
-        if bf16:
+        if matmul != "fp32":
             values = _exact(TopKCode(values, indices).flat(), x, encoder, bias).view_as(values)
         return TopKCode(values.relu_(), indices)
 
 
 def entries_above(
-    x: Tensor, encoder: Tensor, bias: Tensor, floor: Tensor, *, buffer: Tensor | None = None, bf16: bool = False
+    x: Tensor, encoder: Tensor, bias: Tensor, floor: Tensor, *, buffer: Tensor | None = None, matmul: str = "fp32"
 ) -> FlatCode:
     """Every entry with p > floor, by row, then by feature.
 
@@ -108,7 +69,7 @@ def entries_above(
     """
     values, indices, counts = [], [], []
     with torch.no_grad():
-        for _, pre in pre_activations(x, encoder, bias, buffer=buffer, bf16=bf16):
+        for _, pre in pre_activations(x, encoder, bias, buffer=buffer, matmul=matmul):
             on = pre > floor
             row, feature = on.nonzero(as_tuple=True)
             values.append(pre[row, feature].to(x.dtype))
@@ -119,7 +80,7 @@ def entries_above(
             return FlatCode(x.new_empty(0), empty, empty)
         each = torch.cat(counts)
         code = FlatCode(torch.cat(values), torch.cat(indices), each.cumsum(0) - each)
-        return code._replace(values=_exact(code, x, encoder, bias)) if bf16 else code
+        return code._replace(values=_exact(code, x, encoder, bias)) if matmul != "fp32" else code
 
 
 def largest_entries(
@@ -130,7 +91,7 @@ def largest_entries(
     *,
     guess: float = 0.0,
     buffer: Tensor | None = None,
-    bf16: bool = False,
+    matmul: str = "fp32",
     peers: Peers = ALONE,
 ) -> FlatCode:
     """The n largest positive entries of the whole batch (fewer if fewer are positive), by row.
@@ -141,10 +102,10 @@ def largest_entries(
     more than n are ever held; where it is too high, the product is done again without it.
     """
     floor = x.new_tensor(max(guess, 0.0))
-    code = entries_above(x, encoder, bias, floor, buffer=buffer, bf16=bf16)
+    code = entries_above(x, encoder, bias, floor, buffer=buffer, matmul=matmul)
     if int(peers.sum(floor.new_tensor(code.values.numel(), dtype=torch.int64))) < n and guess > 0:
-        code = entries_above(x, encoder, bias, torch.zeros_like(floor), buffer=buffer, bf16=bf16)
-    if bf16:  # a value that rounded to above zero may be below it
+        code = entries_above(x, encoder, bias, torch.zeros_like(floor), buffer=buffer, matmul=matmul)
+    if matmul != "fp32":  # a value that rounded to above zero may be below it
         code = code._replace(values=code.values.relu())
     if int(peers.sum(floor.new_tensor(code.values.numel(), dtype=torch.int64))) <= n:
         return code

@@ -92,9 +92,9 @@ class FlatCode(NamedTuple):
         return TopKCode(values, indices)
 
 
-def gather_sum(code: FlatCode, dictionary: Tensor) -> Tensor:
-    """Z W: code of B rows and (d_sae, d) dictionary to (B, d). Differentiable."""
-    return _bag_sum(code.indices, dictionary, code.offsets, code.values)
+def gather_sum(code: FlatCode, dictionary: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Z W: code of B rows and (d_sae, d) dictionary to (B, d). Differentiable, unless it is written to `out`."""
+    return _bag_sum(code.indices, dictionary, code.offsets, code.values, out)
 
 
 def row_dots(code: FlatCode, rows: Tensor, dictionary: Tensor) -> Tensor:
@@ -117,17 +117,18 @@ class ByFeature:
         self._rows = code.rows()[self._order].to(torch.int32)
         self._offsets = (counts.cumsum(0) - counts).to(torch.int32)
 
-    def sum_rows(self, entries: Tensor, rows: Tensor) -> Tensor:
-        """Z^T G with Z's (n,) entries and G = rows (B, d): a (d_sae, d) array."""
-        return _bag_sum(self._rows, rows, self._offsets, entries[self._order])
+    def sum_rows(self, entries: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Z^T G with Z's (n,) entries and G = rows (B, d): a (d_sae, d) array, `out` if given."""
+        return _bag_sum(self._rows, rows, self._offsets, entries[self._order], out)
 
 
-def _bag_sum(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def _bag_sum(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor, out: Tensor | None) -> Tensor:
     """(bags, d): the weighted sum of the rows of `table` (rows, d) that each bag lists."""
     width = _panel_width(table)
     if width >= table.shape[1] or (torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)):
-        return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
-    out = table.new_empty(offsets.numel(), table.shape[1])
+        found = F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
+        return found if out is None else out.copy_(found)
+    out = table.new_empty(offsets.numel(), table.shape[1]) if out is None else out
     for panel, target in zip(table.split(width, 1), out.split(width, 1), strict=True):
         target.copy_(F.embedding_bag(indices, panel.contiguous(), offsets, mode="sum", per_sample_weights=weights))
     return out

@@ -32,8 +32,12 @@ import torch
 from torch import Tensor
 
 from .peers import ALONE, Peers, among_largest
-from .selection import chunk_rows_for, row_chunks, top_k
+from .product import chunk_rows_for, row_chunks
+from .scratch import Scratch
+from .selection import top_k
 from .sparse import ByFeature, FlatCode, gather_sum, row_dots
+
+_BLOCK = 256  # rows of an elementwise intermediate: it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,32 @@ class StepResult:
     aux_loss: Tensor  # (): L_aux, 0 without dead features
     fired: Tensor  # (d_sae,) int64: rows in which each feature was on
     gradients: Parameters
+    grad_rows: Tensor | None = None  # (B, d_in): dL/dc for fixed weights w, without the AuxK part; where w is given
+    grad_weight: Tensor | None = None  # (B, d_in): dL/dw
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """What a loss evaluation reports besides its gradients; as in `StepResult`."""
+
+    loss: Tensor
+    sse: Tensor
+    variance: Tensor
+    fired: Tensor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How errors count: sum ||w (x - xh)||^2 / V with a weight for every entry of the batch; 1 where none is given."""
+
+    variance: Tensor  # (): V
+    weight: Tensor | None = None  # (B, d_in): w
+
+    def weigh(self, error: Tensor, rows: slice | None = None) -> Tensor:
+        """w * error, of some rows of the batch or of all."""
+        if self.weight is None:
+            return error
+        return error * (self.weight if rows is None else self.weight[rows])
 
 
 @dataclass(frozen=True)
@@ -92,7 +122,9 @@ def sparse_step(
     choose: Callable[[Tensor], FlatCode],
     aux: Aux | None = None,
     peers: Peers = ALONE,
+    measure: Measure | None = None,
     shards: Peers = ALONE,
+    scratch: Scratch | None = None,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -102,31 +134,60 @@ def sparse_step(
         choose: centred rows to the code z, entries >= 0.
         aux: the loss that revives dead features; None = without.
         peers: the processes that share the batch.
+        measure: how errors count; None = all alike, over the variance of the batch.
         shards: the processes that hold the other features; `parameters` and the code are then this process's part.
+        scratch: arrays to use again; the two large gradients lie in it until the next step.
 
     Cost: one dense product (the encoder's) and four sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
     arrays.
     """
     code = choose(centred)
-    residual = centred - shards.sum(gather_sum(code, parameters.decoder))  # x - xh: b_dec cancels
-    sse = sum_of_squares(residual)
-    variance = batch_variance(centred, peers)
-    unit = -2 / variance  # g = unit * residual
+    scratch, decoder = scratch or Scratch(), parameters.decoder
+    xh = shards.sum(gather_sum(code, decoder, out=scratch.get("residual", centred.shape, centred)))
+    residual = torch.sub(centred, xh, out=xh)  # b_dec cancels
+    measure = measure or Measure(batch_variance(centred, peers))
+    error = measure.weigh(residual)
+    sse = sum_of_squares(error)
+    unit = -2 / measure.variance
+    pull = measure.weigh(error)  # g = unit * pull
 
-    grad_code = row_dots(code, residual, parameters.decoder).mul_(unit).mul_(code.values > 0)  # ReLU
-    by_feature = ByFeature(code, parameters.encoder.shape[0])
+    grad_code = row_dots(code, pull, decoder).mul_(unit).mul_(code.values > 0)  # ReLU
+    by_feature = ByFeature(code, decoder.shape[0])
     grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, code.indices, grad_code)
     gradients = Parameters(
-        encoder=by_feature.sum_rows(grad_code, centred),
-        decoder=by_feature.sum_rows(code.values * unit, residual),
+        encoder=by_feature.sum_rows(grad_code, centred, out=scratch.get("encoder", decoder.shape, decoder)),
+        decoder=by_feature.sum_rows(code.values * unit, pull, out=scratch.get("decoder", decoder.shape, decoder)),
         b_enc=grad_b_enc,
-        b_dec=residual.sum(0) * unit - shards.sum(parameters.encoder.T @ grad_b_enc),
+        b_dec=pull.sum(0) * unit - shards.sum(parameters.encoder.T @ grad_b_enc),
     )
-    loss, aux_loss = sse / variance, torch.zeros_like(sse)
+    loss, aux_loss = sse / measure.variance, torch.zeros_like(sse)
     if aux is not None and aux.on:
-        aux_loss = add_aux(parameters, gradients, centred, residual, variance, aux)
+        aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
-    return StepResult(loss, sse, variance, aux_loss, fired(code, parameters.encoder.shape[0]), gradients)
+    return StepResult(
+        loss,
+        sse,
+        measure.variance,
+        aux_loss,
+        fired(code, decoder.shape[0]),
+        gradients,
+        *row_gradients(measure, residual, code._replace(values=grad_code), parameters.encoder),
+    )
+
+
+def row_gradients(
+    measure: Measure, residual: Tensor, grad_code: FlatCode, encoder: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dc and dL/dw of (B, d_in) rows, where weights are given: L = sum ||w (c - z W)||^2 / V, z = c E^T.
+
+    Args:
+        residual: (B, d_in), c - z W.
+        grad_code: dL/dz at the entries of the code.
+    """
+    if measure.weight is None:
+        return None, None
+    error = measure.weigh(residual) * (2 / measure.variance)
+    return measure.weigh(error) + gather_sum(grad_code, encoder), error * residual
 
 
 def fired(code: FlatCode, d_sae: int) -> Tensor:
@@ -145,11 +206,12 @@ def batch_variance(x: Tensor, peers: Peers = ALONE) -> Tensor:
     floor keeps its gradient finite.
     """
     mean = peers.sum(x.mean(0)) / peers.world  # every process has as many rows
-    return peers.sum(sum_of_squares(x - mean)).clamp_min(torch.finfo(x.dtype).tiny)
+    parts = [sum_of_squares(rows - mean) for rows in x.split(_BLOCK)]
+    return peers.sum(torch.stack(parts).sum()).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def add_aux(
-    parameters: Parameters, gradients: Parameters, centred: Tensor, residual: Tensor, variance: Tensor, aux: Aux
+    parameters: Parameters, gradients: Parameters, centred: Tensor, residual: Tensor, measure: Measure, aux: Aux
 ) -> Tensor:
     """Adds alpha * dL_aux to the dead rows of `gradients`, in place, and returns L_aux.
 
@@ -158,19 +220,19 @@ def add_aux(
     dead = aux.dead
     assert dead is not None
     keep = min(aux.n_aux, aux.n_dead)
-    weight = min(aux.n_dead / aux.n_aux, 1.0) / variance
+    weight = min(aux.n_dead / aux.n_aux, 1.0) / measure.variance
     encoder, decoder, bias = parameters.encoder[dead], parameters.decoder[dead], parameters.b_enc[dead]
     grad_encoder, grad_decoder = torch.zeros_like(encoder), torch.zeros_like(decoder)
     grad_bias = torch.zeros_like(bias)
-    total = torch.zeros_like(variance)
+    total = torch.zeros_like(measure.variance)
     for rows in row_chunks(centred.shape[0], chunk_rows_for(aux.n_dead)):
         c = centred[rows]
         values, indices = top_k(torch.addmm(bias, c, encoder.T), min(keep, dead.numel()))
         values = among_largest(values.relu_(), keep, aux.shards)
         code = torch.zeros(c.shape[0], dead.numel(), dtype=c.dtype, device=c.device).scatter_(1, indices, values)
-        error = aux.shards.sum(code @ decoder) - residual[rows]
+        error = measure.weigh(aux.shards.sum(code @ decoder) - residual[rows], rows)
         total += error.square().sum()
-        grad_error = error * (2 * aux.alpha * weight)
+        grad_error = measure.weigh(error, rows) * (2 * aux.alpha * weight)
         grad_pre = (grad_error @ decoder.T).mul_(code > 0)
         grad_decoder.addmm_(code.T, grad_error)
         grad_encoder.addmm_(grad_pre.T, c)
@@ -185,7 +247,8 @@ def remove_parallel(gradient: Tensor, decoder: Tensor) -> None:
     """grad_i <- grad_i - <grad_i, d_i> d_i, in place: with unit rows, a gradient along a row only changes its
     length.
     """
-    gradient.addcmul_(torch.linalg.vecdot(gradient, decoder).unsqueeze(1), decoder, value=-1)
+    for g, d in zip(gradient.split(_BLOCK), decoder.split(_BLOCK), strict=True):
+        g.addcmul_(torch.linalg.vecdot(g, d).unsqueeze(1), d, value=-1)
 
 
 def normalise_rows(decoder: Tensor) -> None:

@@ -30,7 +30,7 @@ class TopKSAE(SparseAutoencoder):
 
     def choose(self, centred: Tensor) -> FlatCode:
         """The same, with the encoder product in the precision of the configuration."""
-        code = encode_rows(**self._product(centred), k=self.k, bf16=self.config.matmul == "bf16")
+        code = encode_rows(**self._product(centred), k=self.k, matmul=self.config.matmul)
         if self.shards.world == 1:
             return code.flat()
         kept = code._replace(values=among_largest(code.values, self.k, self.shards)).flat()

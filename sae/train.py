@@ -20,16 +20,16 @@ import torch
 
 from activations_store import ActivationStore
 
-from .architectures import make_sae
-from .autoencoder import SparseAutoencoder
-from .config import TrainConfig
-from .data import select, store_identity
+from .architectures import Dictionary, make_sae
+from .config import SAEConfig, TrainConfig
+from .data import Selection, store_identity
 from .division import Division
 from .errors import ConfigError
 from .feature_shards import FeatureDivision
 from .folder import load_sae
 from .metrics import evaluate
 from .peers import ALONE, Peers
+from .prepare import InitialRows, levels_of, prepare, sae_config, selection_of
 from .rows import open_rows, same_rows, split_samples, spread_rows
 from .run_folder import RunFolder
 from .train_log import TrainProgress
@@ -50,7 +50,7 @@ class TrainResult:
     resumed_from: int  # the step this call started at: 0 = from the beginning, n_batches = nothing was left to do
 
     @cached_property
-    def sae(self) -> SparseAutoencoder:
+    def sae(self) -> Dictionary:
         """The dictionary with the scale folded in, read from `folder` when it is first asked for."""
         return load_sae(self.folder, device=self.device)
 
@@ -139,7 +139,9 @@ def train_many(
     for members in groups.values():
         initial = {n: spread_rows(store, configs[members[0]], n) for n in {configs[m].init_rows for m in members}}
         trainees = {
-            number: _trainee(plans[number], initial[configs[number].init_rows], device, peers, _told(progress, number))
+            number: _trainee(
+                store, plans[number], initial[configs[number].init_rows], device, peers, _told(progress, number)
+            )
             for number in members
         }
         for number, trainee in trainees.items():
@@ -167,8 +169,8 @@ class _Plan:
     config: TrainConfig
     folder: RunFolder
     n_batches: int
-    d_in: int
-    rows_per_epoch: int
+    selection: Selection  # what it trains on
+    dictionary: SAEConfig
     division: type[Division]
 
 
@@ -176,7 +178,7 @@ def _plan(
     store: ActivationStore, config: TrainConfig, folder: Path, identity: dict[str, Any], peers: Peers, divide: str
 ) -> _Plan:
     samples, _ = split_samples(store, config)
-    selection = select(store, config.site, samples=samples, steps=config.steps, branches=config.branches)
+    selection = selection_of(store, config, samples)
     if divide not in DIVISIONS:
         raise ConfigError(f"divide is {divide!r}; processes divide {' or '.join(DIVISIONS)}.")
     division = DIVISIONS[divide]
@@ -185,12 +187,14 @@ def _plan(
     if peers.world > 1:
         run["processes"] = {"number": peers.world, "divide": divide}
     n_batches = config.n_batches(selection.n_rows)
-    return _Plan(config, RunFolder(folder, run), n_batches, selection.channels, selection.n_rows, division)
+    dictionary = sae_config(store, config, selection)
+    return _Plan(config, RunFolder(folder, run), n_batches, selection, dictionary, division)
 
 
 def _trainee(
+    store: ActivationStore,
     plan: _Plan,
-    initial: torch.Tensor,
+    initial: InitialRows,
     device: torch.device,
     peers: Peers,
     progress: Callable[[TrainProgress], None] | None,
@@ -203,8 +207,8 @@ def _trainee(
         "train": config.to_json(),
         "train_hash": config.content_hash,
     }
-    sae = make_sae(config.sae_config(plan.d_in, plan.rows_per_epoch), seed=config.seed, metadata=metadata)
-    sae.initialise(initial)
+    sae = make_sae(plan.dictionary, seed=config.seed, metadata=metadata)
+    prepare(sae, store, config, plan.selection, initial)
     trainee = Trainee(config, plan.folder, plan.n_batches, plan.division(sae, peers, device), progress)
     trainee.start()
     return trainee
@@ -218,20 +222,22 @@ def _read_once(store: ActivationStore, trainees: list[Trainee]) -> None:
     first, position = waiting[0], min(trainee.batch for trainee in waiting)
     device = first.sae.W_dec.device
     share = first.division.share_of_rows(first.config.batch_size, first.division.peers)
+    levels = levels_of(store).to(device)
     with open_rows(store, first.config, position, *share).tensors() as rows:
         while waiting:
             before = time.perf_counter()
             batch = next(rows)
             x = batch.x.to(device, non_blocking=True)
+            log_snr = levels[batch.step.to(device)]
             wait = time.perf_counter() - before
             for trainee in waiting:
                 if trainee.batch == position:
-                    trainee.take(x, wait)
+                    trainee.take(x, log_snr, wait)
             position += 1
             waiting = [trainee for trainee in waiting if not trainee.done]
 
 
-def _measure(sae: SparseAutoencoder, store: ActivationStore, config: TrainConfig) -> dict[str, Any]:
+def _measure(sae: Dictionary, store: ActivationStore, config: TrainConfig) -> dict[str, Any]:
     """Metrics on held-out samples, or on the training samples where none are held out."""
     train_samples, held_out = split_samples(store, config)
     metrics = evaluate(

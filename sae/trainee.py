@@ -78,11 +78,12 @@ class Trainee:
             truncate_log(self.folder.path / LOG_NAME, self.batch)
         self._window = Window()
 
-    def take(self, x: Tensor, wait: float = 0.0) -> None:
+    def take(self, x: Tensor, log_snr: Tensor, wait: float = 0.0) -> None:
         """One step.
 
         Args:
             x: (B, d) rows of this process, on the dictionary's device.
+            log_snr: (B,) their noise levels.
             wait: seconds spent waiting for them.
 
         Raises:
@@ -90,7 +91,7 @@ class Trainee:
         """
         config = self.config
         dead = self.dead.nonzero().squeeze(1)
-        result, gradients = self.sae.loss(x, dead)
+        result, gradients = self.sae.loss(x, dead, log_snr)
         sums = self.division.reduce(result, gradients, dead)
         lr = config.peak_lr(self.division.d_sae) * config.lr_factor(self.batch, self.n_batches)
         if not math.isfinite(sums.loss):
