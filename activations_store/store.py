@@ -18,7 +18,7 @@ import numpy as np
 from . import statistics as _statistics
 from . import verify as _verify
 from .errors import InvalidSelection, MissingSamples, UnknownLabel, UnknownSite, explain
-from .groups import check_group, group_names
+from .groups import check_group, check_name, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .records import CommitRecord, read_record
 from .samples import read_samples
@@ -108,6 +108,11 @@ class ActivationStore:
                 check_group(self._info, group._info, self._layout.group(name))
                 self._groups[name] = group
         return {name: self._groups[name] for name in names}
+
+    def group_path(self, name: str) -> Path:
+        """Folder of a site group, whether it is there or not; a name that cannot be one raises `InvalidSpec`."""
+        check_name(name)
+        return self._layout.group(name)
 
     @property
     def samples(self) -> "pa.Table":

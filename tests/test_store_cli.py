@@ -54,8 +54,10 @@ def test_verify_says_what_to_run_again(path: Path, capsys: pytest.CaptureFixture
     assert "denoscope store verify" in out
     assert "shards 0 of group more" in out
     assert main(["store", "verify", str(path), "--repair"]) == 2
-    assert "cannot be computed again" in capsys.readouterr().err
+    assert "Collect it again the way it was made" in capsys.readouterr().err
     (path / "samples.parquet").unlink()
+    assert main(["store", "verify", str(path), "--repair"]) == 2
+    assert "cannot be computed again" in capsys.readouterr().err
     assert main(["store", "verify", str(path)]) == 1
     assert "restore the named files from a copy" in capsys.readouterr().out
 

@@ -25,6 +25,7 @@ _EXAMPLE = """
 denoscope collect --model canvas --sites mid_block up_blocks.1 --prompts canvas:200 --steps 20 --out runs/x
 denoscope collect --sites 'up_blocks.*.attentions.*' --prompts prompts.csv --tokens 64 --out runs/y --dry-run
 denoscope collect --sites mid_block --images photos --log-snr -4 -1 2 --out runs/z
+denoscope collect --sites up_blocks.0 --prompts canvas:200 --steps 20 --out runs/x --group up
 """
 
 
@@ -51,6 +52,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image's noise; the others count up")
     add_sampling(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--group", metavar="NAME", help="add the sites, of the same samples, to the store in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print size, memory and time, write nothing")
 
     kept = parser.add_argument_group("what is kept")
@@ -82,12 +84,14 @@ def run(options: argparse.Namespace) -> None:
     from apps.prompts import counts
     from apps.runs import STORE_MARK, Run
     from probe.capture import ImagePlan, collect, estimate, nonfinite
+    from probe.capture.collect import group_folder
     from probe.capture.size import human_bytes
 
     if options.seed < 0:
         raise InvalidOption(f"--seed {options.seed}: expected a whole number from 0.")
     plan, pipe = _plan(options)
-    target = Run(options.out)
+    out = Run(options.out).store
+    place = group_folder(out, options.group)
     what = (
         f"log-SNR {', '.join(f'{level:g}' for level in plan.log_snr)}"
         if isinstance(plan, ImagePlan)
@@ -96,24 +100,25 @@ def run(options: argparse.Namespace) -> None:
     print(f"model {plan.model}, {what}, sites {', '.join(plan.sites)}")
     if plan.labels:
         print(f"labels: {counts(plan.labels)}")
-    started = (target.store / STORE_MARK).is_file()
+    started = (place / STORE_MARK).is_file()
     if started:
-        check_same_plan(pipe, plan, target.store)
+        check_same_plan(pipe, plan, place)
     if not started or options.dry_run:
-        print(estimate(pipe, plan, None if started else target.store))
+        print(estimate(pipe, plan, None if started else out))
     if options.dry_run:
         return
     clock = Clock()
     with bar("collect") as progress:
-        store = collect(pipe, plan, target.store, progress=progress)
+        whole = collect(pipe, plan, out, progress=progress, group=options.group)
+    store = whole if options.group is None else whole.groups[options.group]
     size = human_bytes(store.spec.n_bytes)
-    print(f"{store.n_committed_samples} samples, {size} in {target.store} ({clock})")
+    print(f"{store.n_committed_samples} samples, {size} in {place} ({clock})")
     for site, found in nonfinite(store).items():
         print(
             f"flagged at {site}: {found.nan.sum()} NaN, {found.inf.sum()} infinite, of which {found.overflow.sum()} "
             f"too large for {plan.dtype}; at steps {', '.join(map(str, (found.nan + found.inf).nonzero()[0]))}"
         )
-    print(f"next: denoscope train {target.store} --site {store.sites[0]}")
+    print(f"next: denoscope train {out} --site {store.sites[0]}")
 
 
 def _plan(options: argparse.Namespace) -> tuple[CapturePlan | ImagePlan, DiffusionPipeline]:
@@ -123,7 +128,8 @@ def _plan(options: argparse.Namespace) -> tuple[CapturePlan | ImagePlan, Diffusi
     from probe.capture import CapturePlan, ImagePlan, read_images
 
     kept = {name: getattr(options, name) for name in ("dtype", "compression", "tokens", "token_seed", "pool")}
-    kept |= {"batch_size": options.batch_size, "images": not options.no_images, "on_nonfinite": options.on_nonfinite}
+    images = not options.no_images and options.group is None  # a group has the images of its store
+    kept |= {"batch_size": options.batch_size, "images": images, "on_nonfinite": options.on_nonfinite}
     if options.images is None:
         given = [o for o in ("log_snr", "invert", "max_images") if getattr(options, o) is not None]
         if given:

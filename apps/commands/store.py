@@ -28,6 +28,7 @@ _VERIFY = """
 denoscope store verify runs/x
 denoscope store verify runs/x --fast
 denoscope store verify runs/x --repair
+denoscope store verify runs/photos --repair --images photos
 """
 _GC = """
 denoscope store gc runs/x
@@ -76,6 +77,7 @@ def add_parser(commands: Commands) -> None:
     verify.add_argument("--fast", action="store_true", help="metadata, records, file types and sizes only")
     verify.add_argument("--repair", action="store_true", help="collect damaged shards again with the store's own plan")
     verify.add_argument("--model", help="where the plan's model lies now (default: the name in the plan)")
+    verify.add_argument("--images", type=Path, metavar="FOLDER", help="the real images that the store was made from")
     verify.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     gc = add_command(
         actions,
@@ -216,7 +218,7 @@ def run_verify(options: argparse.Namespace) -> int:
         return DAMAGED
     from apps.store_repair import repair
 
-    for line in repair(store, damage, model=options.model, device=options.device):
+    for line in repair(store, damage, model=options.model, device=options.device, images=options.images):
         print(line)
     left = [problem for problem in store.verify(full=not options.fast) if problem.is_damage]
     print(f"{store.path}: {'sound' if not left else f'{len(left)} problems are left'}")
@@ -226,16 +228,15 @@ def run_verify(options: argparse.Namespace) -> int:
 def what_to_run(store: ActivationStore, damage: list[Problem]) -> list[str]:
     """For each kind of damage, what mends it."""
     lines = []
-    shards = sorted({p.shard for p in damage if p.shard is not None and p.group is None})
-    if shards:
-        samples = ", ".join(f"{r.start}-{r.stop - 1}" for r in map(store.spec.shard_samples, shards))
-        lines.append(f"run again: shards {', '.join(map(str, shards))} (samples {samples}):")
-        lines.append(f"  denoscope store verify {store.path} --repair")
-    for group in sorted({p.group for p in damage if p.group is not None and p.shard is not None}):
-        wanted = sorted({p.shard for p in damage if p.group == group and p.shard is not None})
-        lines.append(
-            f"run again: shards {', '.join(map(str, wanted))} of group {group}, with the program that wrote it"
-        )
+    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
+        wanted = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
+        spec = store.spec if group is None else type(store).open(store.group_path(group)).spec
+        samples = ", ".join(f"{r.start}-{r.stop - 1}" for r in map(spec.shard_samples, wanted))
+        of = "" if group is None else f" of group {group}"
+        lines.append(f"run again: shards {', '.join(map(str, wanted))}{of} (samples {samples})")
+    if lines:
+        images = " --images FOLDER" if "mode" in store.plan else ""
+        lines.append(f"  denoscope store verify {store.path} --repair{images}")
     if any(p.kind == "statistics" for p in damage):
         lines.append("statistics are computed again when they are next asked for")
     if any(p.kind in ("metadata", "samples") for p in damage):

@@ -77,11 +77,12 @@ def collected(run: Run) -> Collected | None:
     """The run's store, or None if it has none. Raises the store's own errors for a damaged one."""
     if not (run.store / STORE_MARK).is_file():
         return None
-    return _collected(str(run.store), stamp(run.store / STORE_MARK), stamp(run.store / "commits"))
+    changing = (stamp(run.store / STORE_MARK), stamp(run.store / "commits"), stamp(run.store / "groups"))
+    return _collected(str(run.store), changing)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _collected(path: str, mark: Stamp, commits: Stamp) -> Collected:
+def _collected(path: str, changing: tuple[Stamp, ...]) -> Collected:
     from activations_store import ActivationStore
 
     store = ActivationStore.open(path)
@@ -89,12 +90,12 @@ def _collected(path: str, mark: Stamp, commits: Stamp) -> Collected:
     return Collected(
         model=store.fingerprint,
         plan=store.plan,
-        sites=[(s.name, s.tokens, s.channels, s.dtype) for s in spec.sites],
+        sites=[(s.name, s.tokens, s.channels, s.dtype) for s in (store.site(name).spec for name in store.sites)],
         n_samples=spec.n_samples,
         n_committed=store.n_committed_samples,
         n_steps=spec.n_steps,
         branches=spec.branches,
-        n_bytes=spec.n_bytes,
+        n_bytes=sum(part.spec.n_bytes for part in (store, *store.groups.values())),
         factors=store.factors,
         prompts=store.samples.slice(0, 12).column("prompt").to_pylist(),
     )

@@ -4,6 +4,8 @@ A shard of samples is run in the batches that the plan fixes, its images are sav
 written and committed in the background while the next shard is run. A shard whose commit record exists is complete,
 images included, so a run that was killed at any moment and is started again runs only the shards without one, and
 ends with the same bytes as a run that was never killed.
+
+Sites can be added to a store later: the same samples are run again and the new sites recorded into a group of it.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from probe.capture.generation import Generation
 from probe.capture.image_plan import ImagePlan
 from probe.capture.plan import CapturePlan
 from probe.capture.real_images import MASKS, RealImages
+from probe.capture.recording import Recording
 from probe.capture.size import SHARDS_HELD, check_fits, disk_use, sample_table
 from probe.capture.source import Source, buffers_of, spec_of, store_record
-from probe.errors import ModelMismatch
+from probe.errors import InvalidPlan, ModelMismatch
 from probe.model.fingerprint import fingerprint, model_name
 from probe.model.generate import Progress, model_label
 from probe.model.pipeline import Pipeline
@@ -39,6 +42,7 @@ def collect(
     progress: Progress | None = None,
     resume: bool = True,
     save_images: bool | None = None,
+    group: str | None = None,
 ) -> ActivationStore:
     """Record a plan's activations into a store.
 
@@ -50,39 +54,60 @@ def collect(
         progress: called with (done, total) samples, those of an earlier run included.
         resume: continue a store of the same plan and model; if False an existing store is an error.
         save_images: overrides ``plan.images``.
+        group: add the plan's sites to the store in ``out``, as the group of this name. The plan must have the store's
+            samples, steps and branches. A group has no images of its own.
 
     Returns:
-        The complete store.
+        The complete store; with ``group``, the one in ``out``.
 
     Raises:
         ModelMismatch, UnknownSite, UnsupportedSite, InvalidPlan, NotEnoughSpace, NotEnoughMemory: before anything
             is run.
         activations_store.errors.StoreExists, PlanMismatch, SpecMismatch, FingerprintMismatch: the folder
-            holds another store. activations_store.errors.NonFiniteActivations: activations are not finite, or
-            overflow the stored dtype, and the plan does not flag them.
+            holds another store, or one that the group does not fit.
+        activations_store.errors.NonFiniteActivations: activations are not finite, or overflow the stored dtype, and
+            the plan does not flag them.
     """
     out = Path(out)
-    source = open_source(pipe, plan, images=save_images)
-    if not resume and (out / STORE_FILE).exists():
-        raise StoreExists(f"collect: there is a store in {str(out)!r} already. Choose another folder, or resume it.")
-    spec = spec_of(source)
-    use, started = disk_use(source), (out / STORE_FILE).exists()
+    source = open_source(pipe, plan, images=save_images if group is None else False)
+    place = group_folder(out, group)
+    started = (place / STORE_FILE).exists()
+    if not resume and started:
+        raise StoreExists(f"collect: there is a store in {str(place)!r} already. Choose another folder, or resume it.")
+    spec, use = spec_of(source), disk_use(source)
     if not started:
         check_fits(source, use, out)  # before there is a folder
-    with _open_writer(source, spec, out) as writer:
+    with _open_writer(source, spec, out, group) as writer:
         pending = writer.pending()
         if started:
             check_fits(source, use, out, share=len(pending) / spec.n_shards)
-        for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
-            _clean(out / folder)
-        _fill(source, spec, writer, pending, out, progress)
+        beside = None if group is not None else out
+        if beside is not None:
+            for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
+                _clean(beside / folder)
+        _fill(source, spec, writer, pending, beside, progress)
     return ActivationStore.open(out)
 
 
+def group_folder(out: Path, group: str | None) -> Path:
+    """Where a collection's store is: ``out``, or a group in it.
+
+    Raises:
+        activations_store.errors.InvalidSpec: the name cannot name a group.
+        activations_store.errors.NotAStore: there is no store that a group could be added to.
+    """
+    return out if group is None else ActivationStore.open(out).group_path(group)
+
+
 def _fill(
-    source: Source, spec: StoreSpec, writer: StoreWriter, pending: list[int], out: Path, progress: Progress | None
+    source: Source,
+    spec: StoreSpec,
+    writer: StoreWriter,
+    pending: list[int],
+    beside: Path | None,
+    progress: Progress | None,
 ) -> None:
-    """Run and write the pending shards."""
+    """Run and write the pending shards, and pictures in a folder if there is one for them."""
     done = spec.n_samples - sum(len(spec.shard_samples(shard)) for shard in pending)
     with AsyncShardWriter(writer, max_pending=SHARDS_HELD - 2) as background:
         for shard in pending:
@@ -91,10 +116,9 @@ def _fill(
                 buffers.begin(batch)
                 pixels = source.run(buffers.receive, batch)
                 buffers.end()
-                if pixels is not None:
-                    for sample, image in zip(batch, pixels, strict=True):
-                        _save_png(out / IMAGES / f"{sample:06d}.png", image)
-                source.save_extras(out, batch)
+                if beside is not None:
+                    _save_images(beside / IMAGES, batch, pixels)
+                    source.save_extras(beside, batch)
                 done += len(batch)
                 if progress is not None:
                     progress(done, spec.n_samples)
@@ -142,19 +166,34 @@ def nonfinite(store: ActivationStore) -> dict[str, NonFinite]:
     """Counts of values that are not finite in a store's committed shards, for each site that has any."""
     found = {}
     for site in store.sites:
-        entries = [store.record(shard).sites[site] for shard in store.committed]
+        holder = store.holding(site)
+        entries = [holder.record(shard).sites[site] for shard in holder.committed]
         counts = [np.sum([e[i] for e in ((x.nan, x.inf, x.overflow) for x in entries)], axis=0) for i in range(3)]
         if entries and (counts[0].any() or counts[1].any()):
             found[site] = NonFinite(*(c.astype(np.int64) for c in counts))
     return found
 
 
-def _open_writer(source: Source, spec: StoreSpec, out: Path) -> StoreWriter:
+def _open_writer(source: Source, spec: StoreSpec, out: Path, group: str | None) -> StoreWriter:
     model, record, flag = fingerprint(source.pipe), store_record(source), source.plan.on_nonfinite == "flag"
+    if group is not None:
+        _check_same_samples(ActivationStore.open(out), source.plan)
+        return StoreWriter.extend(out, group, spec, fingerprint=model, plan=record, allow_nonfinite=flag)
     if (out / STORE_FILE).exists():
         return StoreWriter.resume(out, spec=spec, fingerprint=model, plan=record, allow_nonfinite=flag)
     table = sample_table(source.plan)
     return StoreWriter.create(out, spec, table, fingerprint=model, plan=record, allow_nonfinite=flag)
+
+
+def _check_same_samples(store: ActivationStore, plan: Recording) -> None:
+    """Raise ``InvalidPlan`` unless a plan's samples are the store's, in its order."""
+    there, here = store.samples, sample_table(plan)
+    for name in here.column_names:
+        if name not in there.column_names or there.column(name).to_pylist() != here.column(name).to_pylist():
+            raise InvalidPlan(
+                f"collect: a group holds other sites of the same samples, but column {name!r} of the sample table is "
+                f"another in {str(store.path)!r}. Give the prompts, seeds and labels of that collection."
+            )
 
 
 def _clean(folder: Path) -> None:
@@ -164,8 +203,12 @@ def _clean(folder: Path) -> None:
         leftover.unlink()
 
 
-def _save_png(path: Path, image: np.ndarray) -> None:
-    """Write a PNG so that the final name never holds a part of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(image).save(temporary, format="PNG")
-    temporary.replace(path)
+def _save_images(folder: Path, batch: range, pixels: np.ndarray | None) -> None:
+    """Write PNGs so that a final name never holds a part of one."""
+    if pixels is None:
+        return
+    for sample, image in zip(batch, pixels, strict=True):
+        path = folder / f"{sample:06d}.png"
+        temporary = path.with_name(path.name + ".tmp")
+        Image.fromarray(image).save(temporary, format="PNG")
+        temporary.replace(path)

@@ -58,7 +58,7 @@ class TokenLayout:
     def of(cls, store: ActivationStore, site: str) -> TokenLayout:
         """The layout of a site of a store."""
         spec = store.site(site).spec
-        entry = store.plan.get(KEPT, {}).get(site)
+        entry = store.holding(site).plan.get(KEPT, {}).get(site)
         if entry is None:
             return cls(spec.tokens, spec.grid)
         grid, kept = entry["grid"], entry["kept"]
