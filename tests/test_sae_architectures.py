@@ -22,6 +22,7 @@ from sae import (
 )
 from sae.config import ARCHITECTURES
 from sae.errors import ConfigError, CorruptFile, UnsupportedSAE
+from sae.product import CoarseRows, pre_activations
 from sae.selection import entries_above, largest_entries
 from sae.sparse import FlatCode
 
@@ -193,13 +194,14 @@ def test_equal_values_are_cut_to_n() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bf16_selects_and_keeps_exact_values(seed: int) -> None:
+@pytest.mark.parametrize("matmul", ["bf16", "int8"])
+def test_coarse_products_select_and_keep_exact_values(matmul: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    x, encoder, bias = torch.randn(50, 64, generator=g), torch.randn(96, 64, generator=g), torch.zeros(96)
-    pre = x @ encoder.T
-    code = entries_above(x, encoder, bias, torch.tensor(8.0), bf16=True)
+    x, encoder, bias = torch.randn(50, 64, generator=g), torch.randn(96, 64, generator=g), torch.randn(96, generator=g)
+    pre = x @ encoder.T + bias
+    code = entries_above(x, encoder, bias, torch.tensor(8.0), matmul=matmul)
     torch.testing.assert_close(code.values, pre[code.rows(), code.indices], rtol=1e-4, atol=1e-4)
-    top = largest_entries(x, encoder, bias, 300, bf16=True)
+    top = largest_entries(x, encoder, bias, 300, matmul=matmul)
     torch.testing.assert_close(top.values, pre[top.rows(), top.indices], rtol=1e-4, atol=1e-4)
     exact = largest_entries(x, encoder, bias, 300)
     same = len(
@@ -207,6 +209,36 @@ def test_bf16_selects_and_keeps_exact_values(seed: int) -> None:
         & set(zip(exact.rows().tolist(), exact.indices.tolist(), strict=True))
     )
     assert same >= 295
+
+
+def int8_product(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.cat([p.clone() for _, p in pre_activations(x, encoder, bias, matmul="int8")])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 40), st.integers(2, 200))
+def test_int8_product_is_off_by_its_rounding(seed: int, n: int, m: int, d: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x, encoder, bias = (torch.randn(s, generator=g) for s in ((n, d), (m, d), (m,)))
+    p, exact = int8_product(x, encoder, bias), x @ encoder.T + bias
+    # |<x, w> - <x^, w^>| <= |x - x^| |w| + |x^| |w - w^|, and both errors are within half a level of each entry.
+    half = [y.abs().amax(1) / 254 * d**0.5 for y in (x, encoder)]
+    norm = [y.norm(dim=1) for y in (x, encoder)]
+    bound = half[0][:, None] * norm[1] + (norm[0] + half[0])[:, None] * half[1]
+    assert bool(((p - exact).abs() <= bound * 1.001 + 1e-4).all())
+
+
+def test_int8_product_does_rows_that_it_resolves_badly_in_full() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, encoder, bias = torch.randn(9, 256, generator=g), torch.randn(30, 256, generator=g), torch.randn(30, generator=g)
+    x[4, 7] = encoder[11, 30] = 1e4  # the other entries are below half a level
+    x[5], encoder[12] = 0.0, 0.0
+    x[6], encoder[13] = torch.eye(256)[3], torch.eye(256)[3] * 50  # one entry only: exact as it is
+    assert CoarseRows.of(x).poor.tolist() == [4] and CoarseRows.of(encoder).poor.tolist() == [11]
+    p, exact = int8_product(x, encoder, bias), x @ encoder.T + bias
+    torch.testing.assert_close(p[4], exact[4])
+    torch.testing.assert_close(p[:, 11], exact[:, 11])
+    torch.testing.assert_close(p[5], bias)
+    assert torch.equal(p[6, 13], 50 + bias[13])
 
 
 def test_flat_code_pads_and_keeps() -> None:
