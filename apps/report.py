@@ -1,8 +1,8 @@
 """A self-contained HTML page: text, tables, charts and images in one file that loads nothing from anywhere.
 
-Every text passes through ``html.escape``; images are data URIs; charts are inline SVG; there is no script. A content
-security policy in the page forbids the browser to fetch anything, so a mistake here would show as a gap and never as
-a request.
+Every text passes through ``html.escape``; images are data URIs; charts are inline SVG; there is no script, unless the
+page asks for one that is written into it (Plotly's). A content security policy in the page forbids the browser to fetch
+anything, so a mistake here would show as a gap and never as a request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from apps.errors import InvalidOption
 from apps.images import data_uri, heat_colours
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_SCRIPTS = "; script-src 'unsafe-inline'"
 _STYLE = """
 :root { --ink: #1b1d22; --soft: #5f6470; --line: #d9dce3; --page: #fbfbfd; --card: #ffffff; --accent: #a3195b;
   --good: #0f7b4f; --bad: #b3261e; color-scheme: light dark; }
@@ -78,16 +79,18 @@ class Picture:
     marked: bool = False
 
 
-def page(title: str, parts: Iterable[str]) -> str:
+def page(title: str, parts: Iterable[str], *, scripts: bool = False) -> str:
     """The whole document.
 
     Args:
         title: of the page.
         parts: HTML that the functions below made.
+        scripts: whether scripts that are part of the page may run.
     """
+    policy = _POLICY + _SCRIPTS if scripts else _POLICY
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"

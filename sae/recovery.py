@@ -28,13 +28,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import mannwhitneyu, rankdata
+from scipy.stats import norm, rankdata
 
 from .detectors import POOLINGS
 from .errors import EmptySelection, ShapeMismatch
 
 RECOVERED_ABOVE = 0.95
 SIGNIFICANCE = 0.05
+_RESAMPLED_VALUES = 2**21
 
 
 class Interval(NamedTuple):
@@ -174,22 +175,20 @@ class _Factor:
         self.auc_train, self._auc_held = auc(ranks, self._train), auc(ranks_held, self._held)
         self.column = self.auc_train.argmax(1)
         self.by_correlation = correlations(fit, self._train).argmax(1)
-        every = np.arange(len(concepts))
-        self.auc = self._auc_held[every, self.column]
-        self.p = np.array([_p_value(check[:, c], m) for c, m in zip(self.column, self._held, strict=True)])
+        self.auc, self.p = rank_test(ranks_held[:, self.column], self._held.T)
         self.x, self.x_correlation = check[:, self.column], check[:, self.by_correlation]
         self.threshold = np.array([best_threshold(fit[:, c], m) for c, m in zip(self.column, self._train, strict=True)])
-        null = [self._null(ranks, ranks_held, check, rng) for _ in range(shuffles)]
+        null = [self._null(ranks, ranks_held, rng) for _ in range(shuffles)]
         self.null_auc = np.array([a for a, _ in null]).reshape(shuffles, len(concepts))
         self.null_p = np.array([p for _, p in null]).reshape(shuffles, len(concepts))
 
-    def _null(self, ranks: np.ndarray, ranks_held: np.ndarray, check: np.ndarray, rng: np.random.Generator):
+    def _null(
+        self, ranks: np.ndarray, ranks_held: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """AUCs and p-values of the whole procedure with labels that mean nothing."""
         train = self._train[:, rng.permutation(self._train.shape[1])]
         held = self._held[:, rng.permutation(self._held.shape[1])]
-        column = auc(ranks, train).argmax(1)
-        values = [float(auc(ranks_held[:, [c]], held[[i]])[0, 0]) for i, c in enumerate(column)]
-        return values, [_p_value(check[:, c], m) for c, m in zip(column, held, strict=True)]
+        return rank_test(ranks_held[:, auc(ranks, train).argmax(1)], held.T)
 
     def concepts(self, n_units: int, n_candidates: int) -> list[Concept]:
         """What is reported of each."""
@@ -220,15 +219,16 @@ class _Factor:
 
     def resampled(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """AUC, F1 and correlation of each concept, each (n, n_concepts), over resampled held-out samples."""
-        rows = []
         on = self.x > self.threshold
-        for _ in range(n):
-            at = rng.integers(len(self.x), size=len(self.x))
-            member = self._held[:, at].T
-            rows.append((_paired_auc(self.x[at], member), _f1(on[at], member),
+        n_at_once = max(1, _RESAMPLED_VALUES // self.x.size)
+        rows = []
+        for start in range(0, n, n_at_once):
+            at = rng.integers(len(self.x), size=(min(n_at_once, n - start), len(self.x)))
+            member = self._held.T[at]
+            rows.append((rank_test(rankdata(self.x[at], axis=1), member)[0], _f1(on[at], member),
                          _paired_correlations(self.x_correlation[at], member)))  # fmt: skip
         first, second, third = zip(*rows, strict=True)
-        return np.array(first), np.array(second), np.array(third)
+        return np.concatenate(first), np.concatenate(second), np.concatenate(third)
 
 
 def auc(ranks: np.ndarray, member: np.ndarray) -> np.ndarray:
@@ -238,6 +238,31 @@ def auc(ranks: np.ndarray, member: np.ndarray) -> np.ndarray:
     wins = member.astype(np.float64) @ ranks - (inside * (inside + 1) / 2)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return wins / (inside * outside)[:, None]
+
+
+def rank_test(ranks: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and one-sided Mann-Whitney p-value of column i for concept i.
+
+    The rank sum W of n1 of n values has mean n1 (n + 1) / 2 and, ties included, variance
+    n1 n0 / (n (n - 1)) * sum (rank - mean rank)^2 where membership means nothing. Normal approximation, with a
+    correction of one half for continuity.
+
+    Args:
+        ranks: (..., n, c) average ranks along n.
+        member: (..., n, c) bool.
+
+    Returns:
+        Two (..., c) arrays; the AUC is NaN, and the p-value 1, where a group is empty; the p-value is 1 for a constant.
+    """
+    n = ranks.shape[-2]
+    inside = member.sum(-2).astype(np.float64)
+    outside = n - inside
+    total = (ranks * member).sum(-2)
+    spread = np.sqrt(inside * outside / (n * (n - 1)) * ((ranks - (n + 1) / 2) ** 2).sum(-2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = (total - inside * (inside + 1) / 2) / (inside * outside)
+        z = (total - inside * (n + 1) / 2 - 0.5) / spread
+    return area, np.where(spread > 0, norm.sf(z), 1.0)
 
 
 def correlations(x: np.ndarray, member: np.ndarray) -> np.ndarray:
@@ -263,32 +288,17 @@ def _enough(inside: np.ndarray, outside: np.ndarray, train: np.ndarray) -> bool:
     return all((group & half).sum() >= 2 for group in (inside, outside) for half in (train, ~train))
 
 
-def _p_value(values: np.ndarray, member: np.ndarray) -> float:
-    """One-sided Mann-Whitney test; 1 for a constant."""
-    if values.min() == values.max():
-        return 1.0
-    return float(mannwhitneyu(values[member], values[~member], alternative="greater", method="asymptotic").pvalue)
-
-
-def _paired_auc(x: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(c,) AUC of column i for concept i, from (n, c) values and membership."""
-    inside = member.sum(0)
-    wins = (rankdata(x, axis=0) * member).sum(0) - inside * (inside + 1) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return wins / (inside * (len(x) - inside))
-
-
 def _f1(on: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(c,) F1 of (n, c) decisions; NaN where there is neither a sample nor a decision."""
+    """(..., c) F1 of (..., n, c) decisions; NaN where there is neither a sample nor a decision."""
     with np.errstate(invalid="ignore"):
-        return 2 * (on & member).sum(0) / (on.sum(0) + member.sum(0))
+        return 2 * (on & member).sum(-2) / (on.sum(-2) + member.sum(-2))
 
 
 def _paired_correlations(x: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(c,) Pearson correlation of column i with concept i; 0 for a constant column."""
-    a, b = x - x.mean(0), member - member.mean(0)
-    scale = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    return np.divide((a * b).sum(0), scale, out=np.zeros(x.shape[1]), where=scale > 0)
+    """(..., c) Pearson correlation of column i with concept i, from (..., n, c); 0 for a constant column."""
+    a, b = x - x.mean(-2, keepdims=True), member - member.mean(-2, keepdims=True)
+    scale = np.linalg.norm(a, axis=-2) * np.linalg.norm(b, axis=-2)
+    return np.divide((a * b).sum(-2), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def _interval(value: float, draws: np.ndarray, reduce: Callable[..., np.ndarray]) -> Interval:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sae_world import OBJECTS, SITE, World, plant
+from scipy.stats import mannwhitneyu, rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 
 from sae import SAEConfig, TopKSAE
@@ -11,7 +12,7 @@ from sae.data import select
 from sae.detectors import FeatureDetector, baselines, mean_maps, pooled
 from sae.errors import EmptySelection, ShapeMismatch
 from sae.localisation import localise
-from sae.recovery import auc, best_threshold, correlations, recover
+from sae.recovery import auc, best_threshold, correlations, rank_test, recover
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +96,17 @@ def test_the_false_discovery_rate_counts_what_shuffled_labels_find() -> None:
     assert result.false_discovery_rate == pytest.approx(20 * 0.05 / 10, abs=0.06)
 
 
-def test_numbers_agree_with_scikit_learn() -> None:
+def test_numbers_agree_with_scikit_learn_and_scipy() -> None:
     rng = np.random.default_rng(2)
     x = rng.integers(6, size=(80, 5)).astype(np.float64)  # many ties
     member = rng.random((3, 80)) < 0.3
-    from scipy.stats import rankdata
-
     ours = auc(rankdata(x, axis=0), member)
     assert ours == pytest.approx(np.array([[roc_auc_score(m, x[:, j]) for j in range(5)] for m in member]))
+    area, p = rank_test(rankdata(x[:, :3], axis=0), member.T)
+    assert area == pytest.approx(np.diag(ours[:, :3]))
+    tests = [mannwhitneyu(x[m, i], x[~m, i], alternative="greater", method="asymptotic") for i, m in enumerate(member)]
+    assert p == pytest.approx([t.pvalue for t in tests], rel=1e-9)
+    assert rank_test(np.full((9, 1), 5.0), np.arange(9)[:, None] < 4)[1] == 1.0
     assert correlations(x, member) == pytest.approx(np.corrcoef(np.vstack([member, x.T]))[:3, 3:])
     for m in member:
         threshold = best_threshold(x[:, 0], m)
