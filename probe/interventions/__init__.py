@@ -15,6 +15,7 @@ from probe.interventions.intervention import BRANCH_POLICIES, INJECT, Interventi
 from probe.interventions.ops import Moment, Op, StepContext
 from probe.interventions.patching import Patch, Replace, Swap, record_run
 from probe.interventions.recipe import Recipe
+from probe.interventions.whole_code import DeactivateFeatures, NormScaleFeatures, ReplaceFlagged
 from probe.interventions.windows import Schedule, Window
 
 __all__ = [
@@ -22,17 +23,20 @@ __all__ = [
     "INJECT",
     "AddDirection",
     "ClampFeatures",
+    "DeactivateFeatures",
     "Dictionary",
     "EqualNorm",
     "Guide",
     "Intervention",
     "LowRank",
     "Moment",
+    "NormScaleFeatures",
     "Op",
     "Patch",
     "ProjectOut",
     "Recipe",
     "Replace",
+    "ReplaceFlagged",
     "ScaleFeatures",
     "ScaleHeads",
     "Schedule",

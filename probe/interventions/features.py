@@ -31,7 +31,7 @@ from probe.interventions.ops import (
 )
 
 
-def _feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tensor:
+def feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tensor:
     """(n_steps, m) int64 features, -1 for none; checked against the dictionary and for repetitions within a
     step.
     """
@@ -54,7 +54,7 @@ def _feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tens
     return table
 
 
-def _value_table(what: str, values: Any, features: torch.Tensor) -> torch.Tensor:
+def value_table(what: str, values: Any, features: torch.Tensor) -> torch.Tensor:
     """Values beside a feature table: same shape, or one number for all."""
     tensor = torch.as_tensor(values, dtype=torch.float32).detach().to("cpu")
     if tensor.ndim == 0:
@@ -72,30 +72,33 @@ def _value_table(what: str, values: Any, features: torch.Tensor) -> torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _FeatureOp(Op):
-    """Shared by operations with a feature table."""
+class FeatureOp(Op):
+    """Shared by operations with a feature table ``features``, (n_steps, m) with -1 for none, on the CPU."""
 
     dictionary: Dictionary
     features: TableLike
 
-    def _table(self, name: str) -> torch.Tensor:
+    def table(self, name: str) -> torch.Tensor:
+        """One of the tables."""
         return torch.as_tensor(getattr(self, name))
 
-    def _chosen(self, x: torch.Tensor, context: StepContext) -> tuple[int, torch.Tensor, torch.Tensor]:
+    def chosen(self, x: torch.Tensor, context: StepContext) -> tuple[int, torch.Tensor, torch.Tensor]:
         """Row of the tables at this step, which of its entries are features, and those features."""
         what = type(self).__name__
         check_width(what, self.dictionary.W_dec.shape[1], x, context)
-        row = table_row(len(self._table("features")), getattr(self, "timesteps", None), context, what)
-        listed = self._table("features")[row]
+        row = table_row(len(self.table("features")), getattr(self, "timesteps", None), context, what)
+        listed = self.table("features")[row]
         return row, listed >= 0, listed[listed >= 0]
 
-    def _codes(
-        self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor, context: StepContext
-    ) -> torch.Tensor:
+    def codes(self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Codes (..., m) of a few features; 0 allowed where they are not above ``above``."""
         return feature_codes(self.dictionary, x, features, above)
 
-    def _write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
+    def code(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """Whole codes (B, tokens, d_sae) of the rows."""
+        return self.dictionary.encode(x.to(self.dictionary.W_dec.device)).detach().float().to(x.device)
+
+    def write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x + weight * dz W_dec[features], computed for the tokens whose code changes."""
         changed = (dz != 0).any(-1)
         if not bool(changed.any()):
@@ -107,11 +110,11 @@ class _FeatureOp(Op):
 
     def feature_set(self) -> set[int]:
         """All features that any step touches."""
-        return set(self._table("features").flatten().tolist()) - {-1}
+        return set(self.table("features").flatten().tolist()) - {-1}
 
 
 @dataclass(frozen=True, eq=False)
-class ScaleFeatures(_FeatureOp):
+class ScaleFeatures(FeatureOp):
     """z_i' = multiplier_i(step) z_i where z_i > threshold_i(step), for the features i listed for the step.
 
     Multiplier 0 ablates, a negative one pushes away (SAeUron), 1 changes nothing.
@@ -130,33 +133,31 @@ class ScaleFeatures(_FeatureOp):
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _feature_table("ScaleFeatures", self.dictionary, self.features))
+        object.__setattr__(self, "features", feature_table("ScaleFeatures", self.dictionary, self.features))
         for name in ("multipliers", "thresholds"):
-            table = _value_table(f"ScaleFeatures: {name}", getattr(self, name), self._table("features"))
+            table = value_table(f"ScaleFeatures: {name}", getattr(self, name), self.table("features"))
             object.__setattr__(self, name, table)
-        if bool((self._table("thresholds") < 0).any()):
+        if bool((self.table("thresholds") < 0).any()):
             raise InvalidIntervention("ScaleFeatures: a threshold is negative; codes are at least 0.")
-        object.__setattr__(
-            self, "timesteps", check_table("ScaleFeatures", len(self._table("features")), self.timesteps)
-        )
+        object.__setattr__(self, "timesteps", check_table("ScaleFeatures", len(self.table("features")), self.timesteps))
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
-        row, used, features = self._chosen(x, context)
-        gain = self._table("multipliers")[row][used].to(x.device) - 1.0
+        row, used, features = self.chosen(x, context)
+        gain = self.table("multipliers")[row][used].to(x.device) - 1.0
         active = gain != 0
         if not bool(active.any()):
             return x
         features, gain = features[active.cpu()], gain[active]
-        above = self._table("thresholds")[row][used].to(x.device)[active]
-        z = self._codes(x, features, above, context)
-        return self._write_back(x, torch.where(z > above, gain * z, 0.0), features, weight)
+        above = self.table("thresholds")[row][used].to(x.device)[active]
+        z = self.codes(x, features, above, context)
+        return self.write_back(x, torch.where(z > above, gain * z, 0.0), features, weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
             "dictionary": dictionary_record(self.dictionary, pack),
-            "features": pack(self._table("features")),
-            "multipliers": pack(self._table("multipliers")),
-            "thresholds": pack(self._table("thresholds")),
+            "features": pack(self.table("features")),
+            "multipliers": pack(self.table("multipliers")),
+            "thresholds": pack(self.table("thresholds")),
             "timesteps": self.timesteps,
         }
 
@@ -168,7 +169,7 @@ class ScaleFeatures(_FeatureOp):
 
 
 @dataclass(frozen=True, eq=False)
-class SetFeatures(_FeatureOp):
+class SetFeatures(FeatureOp):
     """z_i' = value_i(step) at every token, for the features i listed for the step.
 
     Attributes:
@@ -183,17 +184,17 @@ class SetFeatures(_FeatureOp):
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _feature_table("SetFeatures", self.dictionary, self.features))
-        object.__setattr__(self, "values", _value_table("SetFeatures: values", self.values, self._table("features")))
-        object.__setattr__(self, "timesteps", check_table("SetFeatures", len(self._table("features")), self.timesteps))
+        object.__setattr__(self, "features", feature_table("SetFeatures", self.dictionary, self.features))
+        object.__setattr__(self, "values", value_table("SetFeatures: values", self.values, self.table("features")))
+        object.__setattr__(self, "timesteps", check_table("SetFeatures", len(self.table("features")), self.timesteps))
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
-        row, used, features = self._chosen(x, context)
+        row, used, features = self.chosen(x, context)
         if not len(features):
             return x
-        values = self._table("values")[row][used].to(x.device)
-        z = self._codes(x, features, torch.zeros(len(features)), context)
-        return self._write_back(x, values - z, features, weight)
+        values = self.table("values")[row][used].to(x.device)
+        z = self.codes(x, features, torch.zeros(len(features)), context)
+        return self.write_back(x, values - z, features, weight)
 
     def clash(self, other: Op) -> str | None:
         if isinstance(other, SetFeatures) and other.dictionary is self.dictionary:
@@ -205,8 +206,8 @@ class SetFeatures(_FeatureOp):
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
             "dictionary": dictionary_record(self.dictionary, pack),
-            "features": pack(self._table("features")),
-            "values": pack(self._table("values")),
+            "features": pack(self.table("features")),
+            "values": pack(self.table("values")),
             "timesteps": self.timesteps,
         }
 
@@ -217,7 +218,7 @@ class SetFeatures(_FeatureOp):
 
 
 @dataclass(frozen=True, eq=False)
-class ClampFeatures(_FeatureOp):
+class ClampFeatures(FeatureOp):
     """z_i' = min(max(z_i, low_i(step)), high_i(step)), for the features i listed for the step.
 
     Attributes:
@@ -233,33 +234,31 @@ class ClampFeatures(_FeatureOp):
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _feature_table("ClampFeatures", self.dictionary, self.features))
+        object.__setattr__(self, "features", feature_table("ClampFeatures", self.dictionary, self.features))
         for name in ("low", "high"):
-            table = _value_table(f"ClampFeatures: {name}", getattr(self, name), self._table("features"))
+            table = value_table(f"ClampFeatures: {name}", getattr(self, name), self.table("features"))
             object.__setattr__(self, name, table)
-        low, high = self._table("low"), self._table("high")
+        low, high = self.table("low"), self.table("high")
         if bool((low < 0).any()) or bool((high < low).any()):
             raise InvalidIntervention("ClampFeatures: expected 0 <= low <= high everywhere; codes are at least 0.")
-        object.__setattr__(
-            self, "timesteps", check_table("ClampFeatures", len(self._table("features")), self.timesteps)
-        )
+        object.__setattr__(self, "timesteps", check_table("ClampFeatures", len(self.table("features")), self.timesteps))
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
-        row, used, features = self._chosen(x, context)
+        row, used, features = self.chosen(x, context)
         if not len(features):
             return x
-        low, high = (self._table(name)[row][used].to(x.device) for name in ("low", "high"))
+        low, high = (self.table(name)[row][used].to(x.device) for name in ("low", "high"))
         # codes below high stay, so they need not be known where no lower end asks for them
         above = torch.where(low > 0, 0.0, high)
-        z = self._codes(x, features, above, context)
-        return self._write_back(x, z.clamp(low, high) - z, features, weight)
+        z = self.codes(x, features, above, context)
+        return self.write_back(x, z.clamp(low, high) - z, features, weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
             "dictionary": dictionary_record(self.dictionary, pack),
-            "features": pack(self._table("features")),
-            "low": pack(self._table("low")),
-            "high": pack(self._table("high")),
+            "features": pack(self.table("features")),
+            "low": pack(self.table("low")),
+            "high": pack(self.table("high")),
             "timesteps": self.timesteps,
         }
 

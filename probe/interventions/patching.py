@@ -53,7 +53,7 @@ class Replace(Op):
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
         value = self.value[table_row(len(self.value), self.timesteps, context, "Replace")]
         _check_tokens("Replace", value, x, context)
-        return _overwrite(x, value, weight)
+        return overwrite(x, value, weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {"value": pack(self.value), "timesteps": self.timesteps}
@@ -104,7 +104,7 @@ class Patch(Op):
                 "same samples in one batch, or record one."
             )
         _check_tokens("Patch", value[0], x, context)
-        return _overwrite(x, value, weight)
+        return overwrite(x, value, weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {"value": pack(self.value), "branches": list(self.branches), "timesteps": self.timesteps}
@@ -139,7 +139,7 @@ class Swap(Op):
             raise InvalidIntervention(
                 f"Swap at {context.site}: an order of {len(self.order)} samples for a batch of {len(x)}."
             )
-        return x if self.order == tuple(range(len(x))) else _overwrite(x, x[list(self.order)], weight)
+        return x if self.order == tuple(range(len(x))) else overwrite(x, x[list(self.order)], weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {"order": list(self.order)}
@@ -192,7 +192,7 @@ def _check_tokens(what: str, value: torch.Tensor, x: torch.Tensor, context: Step
         )
 
 
-def _overwrite(x: torch.Tensor, value: torch.Tensor, weight: Weight) -> torch.Tensor:
+def overwrite(x: torch.Tensor, value: torch.Tensor, weight: Weight) -> torch.Tensor:
     """x + weight (value - x), exactly the value where the weight is 1."""
     value = value.to(x.device)
     blended = add_change(x, value - x, weight)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -111,6 +111,31 @@ def saeuron(
         UnknownConcept: the concept was not scored.
         InvalidRequest: scores and dictionary do not fit together.
     """
+    tensors = as_dictionary(dictionary)
+    found = select_features(scores, concept, tensors, setting, timesteps)
+    op = ScaleFeatures(tensors, *found, None if timesteps is None else tuple(int(t) for t in timesteps))
+    return Intervention(site, op, steps=setting.steps, branch=setting.branch)
+
+
+class Selection(NamedTuple):
+    """Features of a concept at each step: tables (n_steps, m), padded with feature -1."""
+
+    features: torch.Tensor
+    multipliers: torch.Tensor
+    thresholds: torch.Tensor
+
+
+def select_features(
+    scores: ConceptScores,
+    concept: str | Sequence[str],
+    dictionary: Dictionary,
+    setting: Setting,
+    timesteps: Sequence[int] | None = None,
+) -> Selection:
+    """F_c(t), gamma (times mu_i(t, D_c) if the setting is relative), and the thresholds mu_i(t, D_all).
+
+    Arguments and errors as ``saeuron``.
+    """
     names = [str(name) for name in scores.concepts]
     wanted = [concept] if isinstance(concept, str) else list(concept)
     for name in wanted:
@@ -118,13 +143,12 @@ def saeuron(
             raise UnknownConcept(f"saeuron: concept {name!r} was not scored; expected one of {', '.join(names)}.")
     if not wanted:
         raise InvalidRequest("saeuron: no concept was given.")
-    tensors = as_dictionary(dictionary)
     mu, mean = _array(scores.mu), _array(scores.mean_activation)
     n_steps, _, d_sae = mu.shape
-    if mean.shape != (n_steps, d_sae) or d_sae != tensors.W_dec.shape[0]:
+    if mean.shape != (n_steps, d_sae) or d_sae != dictionary.W_dec.shape[0]:
         raise InvalidRequest(
             f"saeuron: mu has shape {mu.shape}, mean_activation {mean.shape}, and the dictionary "
-            f"{tensors.W_dec.shape[0]} "
+            f"{dictionary.W_dec.shape[0]} "
             "features; expected (n_steps, n_concepts, d_sae) and (n_steps, d_sae) of this dictionary."
         )
     steps = getattr(scores, "steps", None)
@@ -155,14 +179,7 @@ def saeuron(
             features[step, column] = feature
             multipliers[step, column] = gain
             thresholds[step, column] = float(mean[step, feature])
-    op = ScaleFeatures(
-        tensors,
-        features,
-        multipliers,
-        thresholds,
-        None if timesteps is None else tuple(int(t) for t in timesteps),
-    )
-    return Intervention(site, op, steps=setting.steps, branch=setting.branch)
+    return Selection(features, multipliers, thresholds)
 
 
 def _array(values: Any) -> np.ndarray:

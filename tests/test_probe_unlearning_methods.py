@@ -1,0 +1,427 @@
+"""Unlearning methods: each against its equations on something small, and all of them on canvas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny_pipeline
+from test_probe_unlearning import TIMES, Scores, dictionary, planted_scores
+
+from probe.capture import CapturePlan, collect
+from probe.errors import InvalidRequest, UnknownConcept, UnknownSite
+from probe.interventions import (
+    AddDirection,
+    DeactivateFeatures,
+    Intervention,
+    NormScaleFeatures,
+    Patch,
+    ProjectOut,
+    Recipe,
+    ReplaceFlagged,
+    TopKDictionary,
+    intervene,
+    text_embedding,
+)
+from probe.interventions.ops import StepContext
+from probe.interventions.units import site_scale
+from probe.model import generate, load_pipeline
+from probe.unlearning import (
+    ConceptMoments,
+    ESDSetting,
+    Setting,
+    concept_steerer,
+    deactivate,
+    esd,
+    lda,
+    mean_difference,
+    negative_prompt,
+    no_edit,
+    norm_matched,
+    norm_scaled,
+    patch_replacement,
+    random_controls,
+    saeuron,
+    transport,
+    uce,
+)
+from probe.unlearning.tokens import concept_embedding, last_token
+from probe.unlearning.uce import cross_attention_weights
+
+D, STEPS = 16, 3
+HERE = StepContext("here", 0, 999.0)
+LAYER = "text_encoder.encoder.layers.0"
+
+
+def rows(n: int, seed: int = 0, d: int = D) -> torch.Tensor:
+    return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(pipe, edits, **settings) -> np.ndarray:
+    given = {"steps": STEPS, "guidance": 2.0} | settings
+    return generate(pipe, ["a red star", "a blue moon"], [0, 1], interventions=edits, **given)
+
+
+# Controls and baselines of the prompt
+
+
+def test_no_edit_is_the_unedited_model(tiny_pipe):
+    np.testing.assert_array_equal(draw(tiny_pipe, no_edit()), draw(tiny_pipe, ()))
+
+
+def test_random_controls_move_every_row_as_far(tiny_pipe):
+    edits = (
+        Intervention("mid_block", ProjectOut(torch.ones(1, D)), steps=[0], branch="cond"),
+        saeuron(planted_scores(), "moon", dictionary=dictionary(), site="mid_block", timesteps=TIMES),
+    )
+    x = rows(9)
+    for edit, control in zip(edits, random_controls(edits), strict=True):
+        assert (control.steps, control.branch, control.where) == (edit.steps, edit.branch, edit.where)
+        moved, pushed = (e.op.apply(x, 1.0, HERE) - x for e in (edit, control))
+        torch.testing.assert_close(pushed.norm(dim=-1), moved.norm(dim=-1), rtol=1e-4, atol=1e-5)
+        cosine = torch.nn.functional.cosine_similarity(pushed.flatten(0, 1).double(), moved.flatten(0, 1).double())
+        assert cosine.abs().max() < 0.9
+    assert (draw(tiny_pipe, random_controls(edits)) != draw(tiny_pipe, edits)).any()
+
+
+def test_negative_prompt(tiny_pipe):
+    (edit,) = negative_prompt(tiny_pipe, "a star")
+    assert edit.branch == "uncond" and str(edit.where) == "unet:prompt"
+    torch.testing.assert_close(edit.op.apply(torch.zeros(1, 32, 16), 1.0, HERE)[0], text_embedding(tiny_pipe, "a star"))
+    # a prompt whose negative is itself has nothing to be guided by: any guidance gives the same picture
+    edits = negative_prompt(tiny_pipe, "a red star")
+    low, high = (generate(tiny_pipe, ["a red star"], [0], steps=3, guidance=w, interventions=edits) for w in (2.0, 9.0))
+    assert np.abs(low.astype(int) - high).max() <= 1
+
+
+# Projections
+
+
+def two_groups(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(n_steps, rows, d) of two Gaussians that share a covariance; their difference and the covariance."""
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(6, 6))
+    delta = rng.normal(size=(2, 6))
+    noise = rng.normal(size=(2, 2, 40_000, 6)) @ mix
+    return noise[0] + delta[:, None], noise[1], delta, mix.T @ mix
+
+
+def test_moments_are_those_of_the_rows():
+    concept, rest, _, _ = two_groups()
+    found = ConceptMoments.of(concept[:, :500], rest[:, :900], (999, 500))
+    np.testing.assert_allclose(found.mean, concept[:, :500].mean(1), atol=1e-12)
+    np.testing.assert_allclose(found.rest, rest[:, :900].mean(1), atol=1e-12)
+    for step in range(2):
+        within = sum(
+            np.cov(group[step].T, bias=True) * n for group, n in ((concept[:, :500], 500), (rest[:, :900], 900))
+        )
+        np.testing.assert_allclose(found.within[step], within / 1400, atol=1e-10)
+
+
+def test_projections_find_the_planted_directions():
+    concept, rest, delta, covariance = two_groups()
+    moments = ConceptMoments.of(concept, rest, (999, 500))
+    x = torch.tensor(concept[:, :200], dtype=torch.float32)
+    for step in range(2):
+        here = StepContext("s", step, (999.0, 500.0)[step])
+        for make, covector in ((mean_difference, delta[step]), (lda, np.linalg.solve(covariance, delta[step]))):
+            (edit,) = make(moments, "mid_block")
+            op = edit.op
+            assert isinstance(op, ProjectOut)
+            found = torch.as_tensor(op.covectors)[step, 0].numpy()
+            cosine = found @ covector / np.linalg.norm(found) / np.linalg.norm(covector)
+            assert cosine > 0.995
+            new = op.apply(x[step][None], 1.0, here)[0].numpy()
+            score = new @ found
+            np.testing.assert_allclose(score, moments.rest[step] @ found, atol=2e-3 * np.abs(found).sum())
+            moved = new - x[step].numpy()
+            along = moments.mean[step] - moments.rest[step]
+            residual = moved - np.outer(moved @ along / (along @ along), along)
+            assert np.abs(residual).max() < 1e-3 * np.abs(moved).max()
+            # the concept's mean is moved to that of the rest
+            np.testing.assert_allclose(
+                op.apply(torch.tensor(concept[step][None], dtype=torch.float32), 1.0, here)[0].mean(0).numpy(),
+                moments.rest[step],
+                atol=1e-3,
+            )
+
+
+@pytest.fixture(scope="module")
+def store(tiny_pipe, tmp_path_factory):
+    prompts = ["a red star", "a blue moon", "the green cup", "a green star"]
+    plan = CapturePlan.for_pipeline(
+        tiny_pipe, "mid_block", prompts, seeds=range(4), labels={"object": [p.split()[-1] for p in prompts]},
+        steps=STEPS, guidance=2.0, batch_size=2,
+    )  # fmt: skip
+    return collect(tiny_pipe, plan, tmp_path_factory.mktemp("store") / "s", save_images=False)
+
+
+def test_moments_of_a_store(store):
+    site = store.sites[0]
+    values = store.site(site).read(branch="cond")[:, :, 0].astype(np.float64)  # (samples, steps, tokens, channels)
+    by_step = lambda which: values[which].transpose(1, 0, 2, 3).reshape(STEPS, -1, D)  # noqa: E731
+    expected = ConceptMoments.of(by_step([0, 3]), by_step([1, 2]), tuple(store.spec.timesteps))
+    found = ConceptMoments.from_store(store, site, "object", "star")
+    for name in ("mean", "rest", "within"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-6)
+    assert found.timesteps == expected.timesteps
+    with pytest.raises(UnknownConcept, match="the store has cup, moon, star"):
+        ConceptMoments.from_store(store, site, "object", "sun")
+
+
+def test_norm_matched_addition_moves_by_rho_of_the_sites_norm(store):
+    site, direction = store.sites[0], torch.linspace(0, 1, D)
+    (edit,) = norm_matched(store, site, direction, -0.25, branch="cond")
+    values = store.site(site).read().astype(np.float64)
+    for step, t in enumerate(store.spec.timesteps):
+        rms = np.sqrt((values[:, step] ** 2).sum(-1).mean())
+        x = rows(4)
+        moved = edit.op.apply(x, edit.strength, StepContext("s", step, float(t))) - x
+        torch.testing.assert_close(moved.norm(dim=-1), torch.full((2, 4), 0.25 * float(rms)), rtol=1e-3, atol=1e-5)
+        assert float(moved[0, 0] @ direction) < 0
+    std, _ = site_scale(store, site, "std")
+    expected = np.sqrt(values.transpose(1, 0, 2, 3, 4).reshape(STEPS, -1, D).var(1).mean(1))
+    np.testing.assert_allclose(std, expected, rtol=1e-3)
+
+
+# Weights
+
+
+def test_last_token_of_a_phrase(tiny_pipe):
+    assert last_token(tiny_pipe, "a star") == 5  # start, then one token a letter: a s t a r
+    rest = concept_embedding(tiny_pipe, "a star", "from_last")
+    assert rest.shape == (27, 16) and torch.equal(rest[:1], concept_embedding(tiny_pipe, "a star"))
+    for bad in ("", "star " * 40):
+        with pytest.raises(InvalidRequest, match="expected 1 to 30"):
+            last_token(tiny_pipe, bad)
+
+
+def test_uce_maps_the_erased_to_the_guide_and_keeps_the_retained(tiny_pipe):
+    edits = uce(tiny_pipe, ["star"], "cup", ["moon", "red"], lam=1e-9)
+    originals = cross_attention_weights(tiny_pipe, ("to_k", "to_v"))
+    assert len(edits) == len(originals)
+    star, cup, moon = (concept_embedding(tiny_pipe, word)[0] for word in ("star", "cup", "moon"))
+    for edit in edits:
+        W0 = originals[edit.where.path]
+        W = edit.op.apply(torch.zeros(1, *W0.shape), 1.0, StepContext("w", -1, float("nan")))[0]
+        torch.testing.assert_close(W @ star, W0 @ cup, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(W @ moon, W0 @ moon, rtol=1e-3, atol=1e-4)
+
+
+def test_uce_minimises_its_objective(tiny_pipe):
+    lam, s_e, s_r = 0.5, 2.0, 0.3
+    edit = uce(tiny_pipe, ["star"], "cup", ["moon"], lam=lam, erase_scale=s_e, retain_scale=s_r)[0]
+    W0 = cross_attention_weights(tiny_pipe, ("to_k", "to_v"))[edit.where.path].double()
+    star, cup, moon = (concept_embedding(tiny_pipe, word)[0].double() for word in ("star", "cup", "moon"))
+    W = edit.op.apply(torch.zeros(1, *W0.shape), 1.0, StepContext("w", -1, float("nan")))[0].double().requires_grad_()
+    loss = s_e * (W @ star - W0 @ cup).square().sum() + s_r * (W @ moon - W0 @ moon).square().sum()
+    (loss + lam * (W - W0).square().sum()).backward()
+    assert float(W.grad.abs().max()) < 1e-5
+    with pytest.raises(InvalidRequest, match="lam above 0"):
+        uce(tiny_pipe, ["star"], "cup", lam=0.0)
+
+
+def test_esd_learns_its_target_and_leaves_the_pipeline_alone(tiny_pipe):
+    before = {name: weight.clone() for name, weight in tiny_pipe.unet.state_dict().items()}
+    losses: list[float] = []
+    setting = ESDSetting(iterations=32, lr=1e-2, eta=2.0, layers="x-strict")
+    edits = esd(tiny_pipe, "a star", setting=setting, steps=2, progress=lambda i, loss: losses.append(loss))
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+    assert len(edits) == len(cross_attention_weights(tiny_pipe, ("to_k", "to_v")))
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_pipe.unet.state_dict().items())
+    setting = replace(setting, iterations=2)
+    edits, again = (esd(tiny_pipe, "a star", setting=setting, steps=2) for _ in range(2))
+    assert all(torch.equal(a.op.value, b.op.value) for a, b in zip(edits, again, strict=True))
+
+
+def test_esd_without_guidance_away_has_nothing_to_learn(tiny_pipe):
+    for edit in esd(tiny_pipe, ["a star", "a moon"], setting=ESDSetting(iterations=2, eta=0.0), steps=2):
+        original = tiny_pipe.unet.get_submodule(edit.where.path.partition(".")[2]).weight
+        # Adam's first steps are as long as the rate, however small the gradient
+        assert float((edit.op.value[0] - original).abs().max()) <= 3 * 5e-5
+    with pytest.raises(InvalidRequest, match="at least 1 iteration"):
+        ESDSetting(iterations=0)
+
+
+# Dictionaries of the denoiser
+
+
+def test_norm_scaled_computes_its_equation():
+    d, scores = dictionary(), planted_scores()
+    (edit,) = norm_scaled(scores, "moon", dictionary=d, site="mid_block", setting=Setting(1, -0.5), timesteps=TIMES)
+    assert isinstance(edit.op, NormScaleFeatures)
+    x = 3 * rows(50)
+    z = d.encode(x)
+    on = z[..., 1] > scores.mean_activation[0, 1]
+    assert on.any() and not on.all()
+    new = -0.5 * z.norm(dim=-1) / d.W_dec[1].norm() * z[..., 1]
+    expected = x + torch.where(on, new - z[..., 1], 0.0)[..., None] * d.W_dec[1]
+    torch.testing.assert_close(edit.op.apply(x, 1.0, HERE), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(edit.op.apply(x, 1.0, HERE)[~on], x[~on])
+
+
+def test_flagged_tokens_become_other_tokens_of_the_map():
+    d, scores = dictionary(), planted_scores()
+    (edit,) = patch_replacement(scores, "moon", dictionary=d, site="mid_block", timesteps=TIMES, seed=5)
+    assert isinstance(edit.op, ReplaceFlagged)
+    x = 3 * rows(50)
+    new = edit.op.apply(x, 1.0, HERE)
+    flagged = d.encode(x)[..., 1] > scores.mean_activation[0, 1]
+    assert flagged.any() and not flagged.all()
+    for sample in range(2):
+        assert torch.equal(new[sample][~flagged[sample]], x[sample][~flagged[sample]])
+        clean = x[sample][~flagged[sample]]
+        for row in new[sample][flagged[sample]]:
+            assert (clean == row).all(1).any()
+        assert torch.equal(edit.op.apply(x[sample : sample + 1], 1.0, HERE)[0], new[sample])  # whatever the batch
+    everywhere = ReplaceFlagged(d, [1], 0.0)
+    always = (4 * d.W_dec[1]).expand(1, 9, D)
+    assert everywhere.apply(always, 1.0, HERE) is always
+    never = ReplaceFlagged(d, [1], 1e9)
+    assert never.apply(x, 1.0, HERE) is x
+
+
+def test_transport_carries_the_planted_features():
+    """Orthonormal features, one in each picture's object: the change is one row for the other."""
+    eye = torch.eye(8)
+    d = TopKDictionary(eye, torch.zeros(8), eye, torch.zeros(8), k=8)
+    source, target = torch.zeros(2, 1, 1, 6, 8), torch.zeros(2, 1, 1, 6, 8)
+    source[0, 0, 0, :2, 3], source[1, 0, 0, :2, 3] = 2.0, 4.0
+    target[:, 0, 0, 4:, 5] = 1.0
+    inside_source, inside_target = torch.tensor([1, 1, 0, 0, 0, 0]), torch.tensor([0, 0, 0, 0, 1, 1])
+    runs = [Patch(value, ("cond",), (999, 500)) for value in (source, target)]
+    (edit,) = transport(
+        *runs, inside_source, inside_target, dictionary=d, site="mid_block:delta", n_features=1, strength=1.0
+    )
+    for step in range(2):
+        x = target[step, 0]
+        new = edit.op.apply(x, 1.0, StepContext("s", step, (999.0, 500.0)[step]))
+        torch.testing.assert_close(new, source[step, 0])  # the target's object is gone, the source's is there
+    with pytest.raises(InvalidRequest, match="not empty"):
+        transport(*runs, inside_source, torch.zeros(6), dictionary=d, site="mid_block", n_features=1)
+
+
+# Dictionaries of the text encoder
+
+
+def text_dictionary() -> TopKDictionary:
+    """Features 0 to 15 are the channels, 16 to 31 their negatives."""
+    W = torch.cat([torch.eye(16), -torch.eye(16)])
+    return TopKDictionary(W.T.clone(), torch.zeros(32), W, torch.zeros(16), k=32)
+
+
+def layer_rows(pipe, prompt: str) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    layer = pipe.text_encoder.encoder.layers[0]
+    handle = layer.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    text_embedding(pipe, prompt)
+    handle.remove()
+    return seen[0].reshape(-1, 16)
+
+
+def test_concept_steerer_subtracts_the_concepts_own_rows(tiny_pipe):
+    """This dictionary reconstructs rows exactly, so lambda = -1 leaves nothing of the concept's own prompt."""
+    (edit,) = concept_steerer(tiny_pipe, "a star", dictionary=text_dictionary(), site=LAYER, strength=-1.0)
+    assert edit.branch == "opposite" and isinstance(edit.op, AddDirection)
+    own = layer_rows(tiny_pipe, "a star")
+    torch.testing.assert_close(edit.op.direction[0], own)
+    with intervene(tiny_pipe, edit):
+        left = layer_rows(tiny_pipe, "a star")
+    torch.testing.assert_close(left, torch.zeros_like(left), rtol=0, atol=1e-5)
+    with pytest.raises(InvalidRequest, match="16 channels, the dictionary 8"):
+        eye = torch.eye(8)
+        concept_steerer(
+            tiny_pipe, "a star", dictionary=TopKDictionary(eye, torch.zeros(8), eye, torch.zeros(8), k=8), site=LAYER
+        )
+    with pytest.raises(UnknownSite, match="Near matches"):
+        concept_steerer(tiny_pipe, "a star", dictionary=text_dictionary(), site="text_encoder.encoder.layers.7")
+
+
+def test_deactivation_selects_scales_and_gates(tiny_pipe):
+    d = text_dictionary()
+    (edit,) = deactivate(tiny_pipe, ["a star"], ["a moon"], dictionary=d, site=LAYER, n_features=8)
+    op = edit.op
+    assert isinstance(op, DeactivateFeatures)
+    z = {prompt: d.encode(layer_rows(tiny_pipe, prompt)) for prompt in ("a star", "a moon")}
+    top = {prompt: set(code[1:].amax(0).topk(8).indices.tolist()) for prompt, code in z.items()}
+    features = sorted(top["a star"] - top["a moon"])
+    assert torch.as_tensor(op.features)[0].tolist() == features
+    own = layer_rows(tiny_pipe, "a star")
+    edited = z["a star"].clone()
+    edited[1:, features] *= -8.0
+    expected = edited @ d.W_dec
+    assert op.tau == pytest.approx(0.99 * float((own - expected).square().mean()), rel=1e-4)
+    found = op.apply(own[None], 1.0, HERE)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[0, 0], own[0])  # the start token
+    quiet = own[None] * 1e-3  # hardly anything of the concept: the gate is shut
+    assert op.apply(quiet, 1.0, HERE) is quiet
+    both = op.apply(torch.cat([own[None], quiet]), 1.0, HERE)
+    assert torch.equal(both[1], quiet[0]) and torch.equal(both[0], found[0])
+    written = DeactivateFeatures(d, features, keep_error=False).apply(own[None], 1.0, HERE)
+    torch.testing.assert_close(written[0], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InvalidRequest, match="are all among those"):
+        deactivate(tiny_pipe, ["a star"], ["a star"], dictionary=d, site=LAYER)
+
+
+# All of them on canvas
+
+
+@pytest.fixture(scope="module")
+def canvas():
+    return load_pipeline("canvas")
+
+
+def canvas_methods(pipe) -> dict[str, tuple[Intervention, ...]]:
+    """Every method with what can be had in a moment: random dictionaries, random moments, a few iterations."""
+    g = torch.Generator().manual_seed(0)
+
+    def random_dictionary(d: int) -> TopKDictionary:
+        W = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=g), dim=-1)
+        return TopKDictionary(W.T.clone(), torch.zeros(4 * d), W, torch.zeros(d), k=8)
+
+    of_mid, of_text = random_dictionary(128), random_dictionary(64)
+    mu = torch.rand(STEPS, 2, 512, generator=g).numpy() * 0.1
+    scores, times = Scores(("star", "moon"), mu), (999, 666, 333)
+    sae = {"dictionary": of_mid, "site": "mid_block", "timesteps": times}
+    groups = torch.randn(2, STEPS, 300, 128, generator=g).double().numpy()
+    moments = ConceptMoments.of(groups[0] + 0.5, groups[1], times)
+    layer = "text_encoder.encoder.layers.1"
+    found = {
+        "saeuron": (saeuron(scores, "star", setting=Setting(3, -10.0), **sae),),
+        "norm_scaled": norm_scaled(scores, "star", setting=Setting(3, -1.0), **sae),
+        "patch_replacement": patch_replacement(scores, "star", setting=Setting(3), **sae),
+        "mean_difference": mean_difference(moments, "mid_block"),
+        "lda": lda(moments, "mid_block"),
+        "negative_prompt": negative_prompt(pipe, "a star"),
+        "uce": uce(pipe, ["star"], "thing", ["moon"], tokens="from_last"),
+        "esd": esd(pipe, "a star", setting=ESDSetting(iterations=2, lr=1e-2), steps=2),
+        "concept_steerer": concept_steerer(pipe, "a star", dictionary=of_text, site=layer),
+        "deactivate": deactivate(pipe, ["a star"], ["a moon"], dictionary=of_text, site=layer, gated=False),
+    }
+    return found | {"random": random_controls(found["mean_difference"])}
+
+
+def test_every_method_edits_canvas_and_replays(canvas, tmp_path):
+    settings = {"steps": 2, "guidance": 2.0}
+    prompt = ["a red star on dark background in neon style"]
+    plain = generate(canvas, prompt, [0], **settings)
+    for name, edits in canvas_methods(canvas).items():
+        images = generate(canvas, prompt, [0], interventions=edits, **settings)
+        assert (images != plain).any(), name
+        folder = Recipe.of(canvas, edits, {"method": name}).save(tmp_path / name)
+        again = generate(canvas, prompt, [0], interventions=Recipe.load(folder, canvas).interventions, **settings)
+        np.testing.assert_array_equal(again, images, err_msg=name)
+    np.testing.assert_array_equal(generate(canvas, prompt, [0], **settings), plain)
+
+
+def test_methods_leave_a_fresh_pipeline_as_it_was():
+    pipe = build_tiny_pipeline()
+    from probe.model.fingerprint import weights_hash
+
+    before = weights_hash(pipe)
+    for edits in (uce(pipe, ["star"], "cup"), esd(pipe, "a star", setting=ESDSetting(iterations=1), steps=2)):
+        draw(pipe, edits)
+    assert weights_hash(pipe) == before
