@@ -8,7 +8,7 @@ import pytest
 import torch
 from intervention_world import LAM, gaussian_pipe, latents
 
-from probe.errors import InvalidIntervention, UnsupportedPipeline
+from probe.errors import InvalidIntervention, InvalidRequest, UnsupportedPipeline
 from probe.interventions import (
     AddDirection,
     Guide,
@@ -21,6 +21,7 @@ from probe.interventions import (
     intervene,
     text_embedding,
 )
+from probe.interventions.edit_friendly import invert
 
 C, STEPS = 0.05, 50
 ONES = torch.ones(4, dtype=torch.float64)
@@ -248,3 +249,36 @@ def test_adding_then_subtracting_returns_the_start(pipe):
         there, back = (Intervention(site, AddDirection(v), strength=s) for s in (1.0, -1.0))
         assert float(response(pipe, [there], guidance=3.0).abs().max()) > 1e-3, site
         assert float(response(pipe, [there, back], guidance=3.0).abs().max()) < 1e-12, site
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_edit_friendly_inversion_passes_through_its_states(pipe, eta):
+    """Exact at the lowest noisy level with the sampler's own eta; with eta squared in its place, off by per cents."""
+    x0 = start(2)
+    prompts = ["a red star", "a blue moon"]
+    edits = invert(pipe, x0, prompts, steps=20, guidance=3.0, eta=eta)
+    last = float(pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[-1])])
+    noise = torch.randn(20, 2, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[-1]
+    expected = math.sqrt(last) * x0 + math.sqrt(1 - last) * noise
+
+    def state_at_last_step(used: float) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        keep = lambda module, args: seen.append(args[0][:2].clone())  # noqa: E731
+        handle = pipe.unet.register_forward_pre_hook(keep)
+        try:
+            with intervene(pipe, edits):
+                pipe(prompts, num_inference_steps=20, guidance_scale=3.0, eta=used, output_type="latent")
+        finally:
+            handle.remove()
+        return seen[-1]
+
+    torch.testing.assert_close(state_at_last_step(eta), expected, rtol=0, atol=1e-12)
+    if eta < 1:
+        assert float((state_at_last_step(eta**2) - expected).abs().max()) > 1e-2
+    z = edits[1].op.value
+    assert isinstance(z, torch.Tensor) and float(z[:-1].std()) > 1.2  # not white noise
+
+
+def test_edit_friendly_inversion_checks_its_input(pipe):
+    with pytest.raises(InvalidRequest, match="do not fit"):
+        invert(pipe, start(2), ["a red star"], steps=3, guidance=1.0)

@@ -291,8 +291,8 @@ def test_sampler_places(tiny_pipe):
     for bad, error, message in (
         (Intervention("sampler:eps", op, branch="cond"), InvalidIntervention, "both branches share it"),
         (Intervention("sampler:x_t", op, inject="x0"), InvalidIntervention, "is in both terms"),
-        (Intervention("sampler:out", op), UnknownSite, "sampler:x_t, sampler:eps, sampler:x0"),
-        (Intervention("mid_block:eps", op), UnknownSite, "sampler:x_t, sampler:eps, sampler:x0"),
+        (Intervention("sampler:out", op), UnknownSite, "sampler:x_t, sampler:eps, sampler:x0, sampler:noise"),
+        (Intervention("mid_block:eps", op), UnknownSite, "sampler:x_t, sampler:eps, sampler:x0, sampler:noise"),
     ):
         with pytest.raises(error, match=message), intervene(tiny_pipe, bad):
             pass

@@ -19,7 +19,7 @@ from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
 
 PORTS = ("in", "out", "delta")
-EDIT_PORTS = ("probs", "prompt", "weight", "x_t", "eps", "x0")
+EDIT_PORTS = ("probs", "prompt", "weight", "x_t", "eps", "x0", "noise")
 """What interventions reach besides: see ``probe/interventions/places.py``."""
 
 

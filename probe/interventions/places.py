@@ -8,6 +8,7 @@
     weight      ...to_k:weight            a weight (out, in): rows are output channels, columns inputs
     sampler     sampler:x_t               the state on entry to a step, in the scale of the denoiser's input
                 sampler:eps, sampler:x0   the guided prediction, as noise or as clean sample
+                sampler:noise             the fresh unit noise of a step, where the sampler adds any (DDIM, eta > 0)
 
 The sampler's places and weights have no branches.
 """
@@ -26,7 +27,7 @@ from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
 
 SAMPLER = "sampler"
-_SAMPLER_PORTS = ("x_t", "eps", "x0")
+_SAMPLER_PORTS = ("x_t", "eps", "x0", "noise")
 
 
 class Placed(NamedTuple):
@@ -99,7 +100,7 @@ def _check(pipe: Pipeline, placed: Placed) -> None:
             f"{site}: text is encoded once, before the first step, so the edit cannot have steps, a schedule or an "
             f"inject term. Edit what the denoiser is given instead: '{denoiser(pipe)[0]}:prompt'."
         )
-    if kind == SAMPLER and site.port == "x_t" and item.inject != "both":
+    if kind == SAMPLER and site.port in ("x_t", "noise") and item.inject != "both":
         raise InvalidIntervention(
             f"{site}: the state itself is in both terms; inject is for what changes the prediction."
         )

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
 
 from probe.capture.tensors import find_input, replace_input, to_rows
 from probe.errors import InvalidIntervention, UnsupportedPipeline
@@ -55,7 +56,8 @@ class SamplerEdits:
         self._pipe = pipe
         self._clock = clock
         self._state = [where for where in placed if where.site.port == "x_t"]
-        self._prediction = [where for where in placed if where.site.port != "x_t"]
+        self._prediction = [where for where in placed if where.site.port in ("eps", "x0")]
+        self._noise = [where for where in placed if where.site.port == "noise"]
         sampler = {id(where.item) for where in placed}
         self._injected = [item for item in items if item.inject != "both" and id(item) not in sampler]
         self._module = denoiser(pipe)[1]
@@ -64,7 +66,7 @@ class SamplerEdits:
         self._direction: torch.Tensor | None = None
         self._inside = False
         self._stack = ExitStack()
-        if any(item.inject != "both" for item in items):
+        if self._noise or any(item.inject != "both" for item in items):
             _check_ddim(pipe)
 
     def __enter__(self) -> SamplerEdits:
@@ -116,6 +118,8 @@ class SamplerEdits:
             model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
         ) -> Any:
             sample = self._new_state(sample, timestep)
+            if self._noise and kwargs.get("eta"):
+                kwargs = self._new_noise(model_output, kwargs)
             for_x0 = for_direction = model_output
             if self._direction is not None:
                 for_direction = self._direction.to(model_output)
@@ -139,6 +143,14 @@ class SamplerEdits:
         ones = torch.ones(1, dtype=sample.dtype, device=sample.device)
         scale = float(self._input(ones, timestep))
         return self._edited_state if scale == 1.0 else self._edited_state / scale
+
+    def _new_noise(self, like: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the step with the edited noise in place of the generator that would draw it."""
+        noise = randn_tensor(like.shape, generator=kwargs.get("generator"), device=like.device, dtype=like.dtype)
+        for where in self._noise:
+            strength = where.item.strength_at(self._clock.moment)
+            noise = edit(noise, where, strength, ("guided",), self._clock.moment) if strength else noise
+        return kwargs | {"variance_noise": noise, "generator": None}
 
     def _edit_prediction(
         self, for_x0: torch.Tensor, for_direction: torch.Tensor, timestep: Any, sample: torch.Tensor
@@ -251,7 +263,7 @@ def _check_ddim(pipe: Pipeline) -> None:
     scheduler = pipe.scheduler
     if not isinstance(scheduler, DDIMScheduler) or scheduler.config.get("thresholding"):
         raise UnsupportedPipeline(
-            f"inject: the two terms of a step are those of DDIM, but the sampler is {type(scheduler).__name__}"
+            f"inject and sampler:noise need the terms of a DDIM step, but the sampler is {type(scheduler).__name__}"
             + (" with thresholding. " if isinstance(scheduler, DDIMScheduler) else ". ")
             + "Set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config), or use inject='both'."
         )
