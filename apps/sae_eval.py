@@ -20,7 +20,7 @@ from apps.progress import Progress
 if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.substitution import Substitution
-    from sae import SparseDictionary
+    from sae.architectures import Dictionary
     from sae.detectors import Detector
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ LOCATED = "object"
 
 
 def reconstruction_rows(
-    name: str, sae: SparseDictionary, store: ActivationStore, site: str, max_rows: int | None, progress: Progress
+    name: str, sae: Dictionary, store: ActivationStore, site: str, max_rows: int | None, progress: Progress
 ) -> list[Row]:
     """Both explained variances, L0 and the kinds of features, overall, per step and per branch."""
     from sae import evaluate
@@ -61,11 +61,12 @@ def reconstruction_rows(
     return rows
 
 
-def cosine_rows(name: str, sae: SparseDictionary) -> list[Row]:
+def cosine_rows(name: str, sae: Dictionary) -> list[Row]:
     """The histogram of decoder cosines, one row a bin, as shares."""
     from sae.decoder_cosines import cosine_histogram
+    from sae.stability import decoder_rows
 
-    found = cosine_histogram(sae.W_dec)
+    found = cosine_histogram(decoder_rows(sae))
     pairs, nearest = (counts / max(1, counts.sum()) for counts in (found.pairs, found.nearest))
     return [
         {"part": "cosine", "dictionary": name, "from": float(low), "to": float(high), "pairs": float(p),
@@ -76,7 +77,7 @@ def cosine_rows(name: str, sae: SparseDictionary) -> list[Row]:
 
 def recovery_rows(
     name: str,
-    sae: SparseDictionary,
+    sae: Dictionary,
     store: ActivationStore,
     site: str,
     *,
@@ -98,7 +99,7 @@ def recovery_rows(
     from sae.stability import untrained
 
     branch = branch if branch in store.spec.branches else store.spec.branches[0]
-    chosen = select(store, site, branches=[branch], max_rows=max_rows)
+    chosen = select(store, site, branches=[branch], max_rows=max_rows, blocks=sae.config.blocks)
     train = split_half(len(chosen.samples), seed)
     labels = {f: np.asarray(store.labels(f))[chosen.samples] for f in factors}
     masks = object_masks(store, site, chosen.samples) if LOCATED in labels else None
@@ -136,7 +137,7 @@ def recovery_rows(
 
 def grid_rows(
     store: ActivationStore,
-    dictionaries: Mapping[str, tuple[str, SparseDictionary]],
+    dictionaries: Mapping[str, tuple[str, Dictionary]],
     *,
     factors: Sequence[str],
     branch: str = "cond",
@@ -147,7 +148,8 @@ def grid_rows(
     """Class spread, purity and light probe of every site and step: see sae/class_spread.py.
 
     Args:
-        dictionaries: for each site that has one, its name and the dictionary; other sites get the probe alone.
+        dictionaries: for each site that has one, its name and the dictionary; other sites get the probe alone, and
+            so do dictionaries that need more than a row of one step and site.
         progress: called with (done, total) cells of the grid.
     """
     from sae.class_spread import class_spread, light_probe
@@ -224,7 +226,7 @@ def substitution_rows(
 
 
 def stability_rows(
-    names: tuple[str, str], pair: tuple[SparseDictionary, SparseDictionary], store: ActivationStore, site: str,
+    names: tuple[str, str], pair: tuple[Dictionary, Dictionary], store: ActivationStore, site: str,
     progress: Progress | None = None,
 ) -> list[Row]:  # fmt: skip
     """One row that compares two dictionaries, with the untrained one beside."""
@@ -245,12 +247,14 @@ def split_half(n: int, seed: int) -> np.ndarray:
 
 
 def _sample_vectors(
-    store: ActivationStore, site: str, sae: SparseDictionary | None, branch: str, max_rows: int | None
+    store: ActivationStore, site: str, sae: Dictionary | None, branch: str, max_rows: int | None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
     """For each step: (step, samples, (n, d) mean rows, (n, d_sae) mean codes or None)."""
     from sae.data import select, stream
     from sae.detectors import FeatureDetector, pooled
 
+    if sae is not None and (sae.config.blocks is not None or getattr(sae, "READS_PREVIOUS", False)):
+        sae = None
     for step in range(store.spec.n_steps):
         limit = max_rows and max_rows // store.spec.n_steps
         chosen = select(store, site, steps=[step], branches=[branch], max_rows=limit)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.sae_eval import Row
     from probe.canvas import Judge
-    from sae import SparseAutoencoder
+    from sae.architectures import Dictionary
 
 _TRIAL_ROWS = 20_000
 _CONCEPT_PASSES = 10  # five kinds of units, scores and maps
@@ -40,7 +40,7 @@ class Target:
     owner: Run
     store: Path
     site: str
-    sae: SparseAutoencoder
+    sae: Dictionary
 
     def key(self) -> dict[str, Any]:
         """What a result depends on: every file of the dictionary, and which samples there are."""
@@ -176,7 +176,7 @@ def estimate_lines(targets: Sequence[Target], options: argparse.Namespace) -> li
     lines = []
     for t in targets:
         store = ActivationStore.open(t.store)
-        chosen = select(store, t.site, max_rows=options.max_rows)
+        chosen = select(store, t.site, max_rows=options.max_rows, blocks=t.sae.config.blocks)
         start = time.perf_counter()
         tried = evaluate(t.sae, store, site=t.site, max_rows=_TRIAL_ROWS)["rows"]
         seconds = (time.perf_counter() - start) / tried * chosen.n_rows

@@ -36,7 +36,6 @@ from torch import Tensor
 from apps.errors import InvalidOption
 from apps.measurement import Interval
 from apps.progress import Progress
-from probe.capture import Site
 from probe.errors import InvalidIntervention
 from probe.interventions import Intervention, intervene
 from probe.interventions.ops import Op, Pack, StepContext, Unpack, Weight, add_change
@@ -44,10 +43,12 @@ from probe.model import StepClock, denoiser, generate, generation_defaults
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import noise_of, prediction_type
 from probe.model.schedule import schedule_of, training_level
-from sae import SparseDictionary
+from sae.architectures import Dictionary
+from sae.timed import TimedSAE
 
 VARIANTS = ("sae", "mean", "zero")
 _RESAMPLES = 1000
+_NOISIEST = -30.0  # where a store writes minus infinity
 Rows = Callable[[Tensor, StepContext], Tensor]
 """Rows (B, tokens, d) to what takes their place."""
 
@@ -118,7 +119,7 @@ class Substitution:
 
 def substitute(
     pipe: Pipeline,
-    dictionaries: Mapping[str, SparseDictionary],
+    dictionaries: Mapping[str, Dictionary],
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -183,17 +184,20 @@ def substitute(
     return Substitution(results, schedule_of(pipe.scheduler)[1], window, clean)
 
 
-def reconstruction(sae: SparseDictionary) -> Rows:
-    """x to its reconstruction; a dictionary that knows time is asked for the level."""
-    at_level = getattr(sae, "at", None)
-    if getattr(sae, "READS_PREVIOUS", False):
+def reconstruction(sae: Dictionary) -> Rows:
+    """x to its reconstruction; a dictionary that knows time is asked for the level.
+
+    Raises:
+        InvalidOption: it needs more than the rows of one site and step.
+    """
+    if sae.config.blocks is not None or getattr(sae, "READS_PREVIOUS", False):
         raise InvalidOption(
-            "substitute: this dictionary reads a row together with the row of the step before, which a single denoiser "
-            "call does not have."
+            "substitute: this dictionary reads a row together with rows of other sites or of the step before, which a "
+            "single call of a module does not have."
         )
 
     def function(x: Tensor, context: StepContext) -> Tensor:
-        now = sae if at_level is None else at_level(context.log_snr)
+        now = sae.at(max(context.log_snr, _NOISIEST)) if isinstance(sae, TimedSAE) else sae
         return now.decode_sparse(now.encode_sparse(x.float()))
 
     return function
@@ -312,14 +316,3 @@ def _ratio_interval(above: np.ndarray, below: np.ndarray) -> Interval:
         drawn = above[at].sum(1) / below[at].sum(1)
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return Interval(float(above.sum() / below.sum()), float(low), float(high))
-
-
-def site_of(sae: SparseDictionary, name: str) -> str:
-    """The site of a dictionary.
-
-    Raises:
-        InvalidOption: it does not say.
-    """
-    if not sae.config.site:
-        raise InvalidOption(f"{name}: this dictionary does not say which site it reads; give --site.")
-    return str(Site.parse(sae.config.site))

@@ -11,7 +11,7 @@ centred first. A detector is judged by its samples: over the cells of a map its 
 by their maximum, and both are then averaged over steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from activations_store import ActivationStore
 
-from .contract import SparseDictionary
-from .data import Selection, stream
+from .architectures import Dictionary
+from .data import Block, Selection, stream
+from .timed import members
 
 POOLINGS = ("mean", "max")
 _BLOCK_VALUES = 2**24  # activations held at a time
@@ -40,24 +41,26 @@ class Detector(Protocol):
         """Number of activations of a row."""
         ...
 
-    def activations(self, x: Tensor) -> Tensor:
-        """(n, d) float32 rows to (n, n_units)."""
+    def by_step(self, x: Tensor, log_snr: Sequence[float]) -> Iterator[Tensor]:
+        """Maps (samples, steps, tokens, d) float32 to (samples, tokens, n_units), one step after another."""
         ...
 
 
 @dataclass(frozen=True)
 class FeatureDetector:
-    """The features of a dictionary."""
+    """The features of a dictionary, whatever it makes of the step."""
 
-    sae: SparseDictionary
+    sae: Dictionary
     name: str = "features"
 
     @property
     def n_units(self) -> int:
         return self.sae.config.d_sae
 
-    def activations(self, x: Tensor) -> Tensor:
-        return self.sae.encode_sparse(x.to(self.sae.W_dec.device)).to_dense(self.n_units)
+    def by_step(self, x: Tensor, log_snr: Sequence[float]) -> Iterator[Tensor]:
+        x = x.to(self.sae.W_dec.device)
+        for step, member in enumerate(members(self.sae, x, log_snr)):
+            yield member.encode_sparse(x[:, step]).to_dense(self.n_units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,9 @@ class DirectionDetector:
     def n_units(self) -> int:
         return len(self.directions)
 
-    def activations(self, x: Tensor) -> Tensor:
-        return (x - self.centre) @ self.directions.T
+    def by_step(self, x: Tensor, log_snr: Sequence[float]) -> Iterator[Tensor]:
+        for step in range(x.shape[1]):
+            yield (x[:, step] - self.centre) @ self.directions.T
 
 
 def baselines(store: ActivationStore, chosen: Selection, n_random: int, *, seed: int = 0) -> list[DirectionDetector]:
@@ -112,12 +116,9 @@ def pooled(
     """
     n_maps = len(chosen.steps) * len(chosen.branches)
     found = np.zeros((len(POOLINGS), len(chosen.samples), detector.n_units), dtype=np.float32)
-    for block, step in _maps(detector, store, chosen):
-        x = torch.from_numpy(block.x[:, step].reshape(-1, chosen.channels))
-        with torch.no_grad():
-            values = detector.activations(x).view(len(block.samples), chosen.tokens, -1)
-            found[0, block.samples] += values.mean(1).cpu().numpy() / n_maps
-            found[1, block.samples] += values.amax(1).cpu().numpy() / n_maps
+    for block, values in _maps(detector, store, chosen):
+        found[0, block.samples] += values.mean(1).cpu().numpy() / n_maps
+        found[1, block.samples] += values.amax(1).cpu().numpy() / n_maps
         if progress is not None:
             progress(int(block.samples[-1]) + 1, len(chosen.samples))
     return found
@@ -135,11 +136,8 @@ def mean_maps(
     n_maps = len(chosen.steps) * len(chosen.branches)
     found = np.zeros((len(chosen.samples), chosen.tokens, len(units)), dtype=np.float32)
     columns = torch.from_numpy(np.asarray(units, dtype=np.int64))
-    for block, step in _maps(detector, store, chosen):
-        x = torch.from_numpy(block.x[:, step].reshape(-1, chosen.channels))
-        with torch.no_grad():
-            values = detector.activations(x)[:, columns]
-        found[block.samples] += values.view(len(block.samples), chosen.tokens, -1).cpu().numpy() / n_maps
+    for block, values in _maps(detector, store, chosen):
+        found[block.samples] += values[..., columns.to(values.device)].cpu().numpy() / n_maps
         if progress is not None:
             progress(int(block.samples[-1]) + 1, len(chosen.samples))
     return found
@@ -150,11 +148,11 @@ def part(chosen: Selection, positions: np.ndarray) -> Selection:
     return replace(chosen, samples=chosen.samples[positions])
 
 
-def _maps(detector: Detector, store: ActivationStore, chosen: Selection):
-    """(block, position of a step): blocks small enough for the activations of one step."""
-    rows = max(1, _BLOCK_VALUES // detector.n_units)
-    samples = max(1, rows // chosen.tokens)
+def _maps(detector: Detector, store: ActivationStore, chosen: Selection) -> Iterator[tuple[Block, Tensor]]:
+    """Each step of each block with its (samples, tokens, n_units) activations; blocks are cut to keep those few."""
+    samples = max(1, _BLOCK_VALUES // detector.n_units // chosen.tokens)
     size = samples * len(chosen.steps) * chosen.tokens * chosen.channels * 4
     for block in stream(store, chosen, block_bytes=size):
-        for step in range(len(chosen.steps)):
-            yield block, step
+        with torch.no_grad():
+            for values in detector.by_step(torch.from_numpy(block.x), chosen.log_snr):
+                yield block, values

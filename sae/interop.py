@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ._files import read_json, tensor_header
+from .architectures import Dictionary
 from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
 from .errors import ConfigError, CorruptFile, NotAnSAE, SAESiteMismatch, UnsupportedSAE
@@ -54,7 +55,7 @@ _PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
 
 def open_sae(
     path: str | Path, *, site: str | None = None, k: int | None = None, device: str | torch.device = "cpu"
-) -> SparseAutoencoder:
+) -> Dictionary:
     """Opens the dictionary in a folder, whichever library wrote it.
 
     Args:

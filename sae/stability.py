@@ -14,7 +14,7 @@ decoder^T, the same number of features on), and the two are reported side by sid
 Cost: d_sae^2 memory and about d_sae^3 time, so only the most active features take part (``max_features``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ from torch import Tensor
 
 from activations_store import ActivationStore
 
+from .architectures import Dictionary
 from .config import SAEConfig
-from .contract import SparseDictionary
 from .data import Selection, select, stream
 from .errors import EmptySelection, ShapeMismatch
+from .timed import TimedSAE, encode_maps
 from .topk import TopKSAE
 
 SHARED_ABOVE = 0.7
@@ -75,8 +76,8 @@ class Stability:
 
 
 def compare(
-    first: SparseDictionary,
-    second: SparseDictionary,
+    first: Dictionary,
+    second: Dictionary,
     store: ActivationStore,
     *,
     site: str | None = None,
@@ -99,23 +100,23 @@ def compare(
             silent on all of them.
     """
     sites = {s for s in (first.config.site, second.config.site, site) if s}
-    if first.config.d_in != second.config.d_in or len(sites) != 1:
+    if first.config.d_in != second.config.d_in or first.config.blocks != second.config.blocks or len(sites) != 1:
         raise ShapeMismatch(
             f"One dictionary reads {first.config.site or 'an unnamed site'} ({first.config.d_in} wide), the other "
             f"{second.config.site or 'an unnamed site'} ({second.config.d_in} wide); only dictionaries of one site "
             "can be compared."
         )
-    chosen = select(store, sites.pop(), max_rows=max_rows)
+    chosen = select(store, sites.pop(), max_rows=max_rows, blocks=first.config.blocks)
     null = untrained(first.config, store, chosen, seed)
     alive = [_most_active(sae, store, chosen, max_features) for sae in (first, second, null)]
     sums = [_CodeSums(len(alive[0]), len(other)) for other in alive[1:]]
     done = 0
     for block in stream(store, chosen, block_bytes=_BLOCK_BYTES):
-        x = torch.from_numpy(block.x.reshape(-1, chosen.channels))
-        codes = [_codes(sae, x, at) for sae, at in zip((first, second, null), alive, strict=True)]
+        x = torch.from_numpy(block.x)
+        codes = [_codes(sae, x, chosen.log_snr, at) for sae, at in zip((first, second, null), alive, strict=True)]
         for each, other in zip(sums, codes[1:], strict=True):
             each.add(codes[0], other)
-        done += len(x)
+        done += len(codes[0])
         if progress is not None:
             progress(done, chosen.n_rows)
     cosines = [_cosines(first, other, alive[0], at) for other, at in zip((second, null), alive[1:], strict=True)]
@@ -161,11 +162,11 @@ def untrained(config: SAEConfig, store: ActivationStore, chosen: Selection, seed
     return sae
 
 
-def _most_active(sae: SparseDictionary, store: ActivationStore, chosen: Selection, limit: int) -> np.ndarray:
+def _most_active(sae: Dictionary, store: ActivationStore, chosen: Selection, limit: int) -> np.ndarray:
     """Features that are on in most rows, ascending; only those that are on at all."""
     fired = np.zeros(sae.config.d_sae, dtype=np.int64)
     for block in stream(store, chosen, block_bytes=_BLOCK_BYTES):
-        code = sae.encode_sparse(torch.from_numpy(block.x.reshape(-1, chosen.channels)).to(sae.W_dec.device))
+        code = encode_maps(sae, torch.from_numpy(block.x).to(sae.W_dec.device), chosen.log_snr)
         fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired)).cpu().numpy()
     best = np.argsort(-fired, kind="stable")[:limit]
     alive = np.sort(best[fired[best] > 0])
@@ -174,14 +175,20 @@ def _most_active(sae: SparseDictionary, store: ActivationStore, chosen: Selectio
     return alive
 
 
-def _codes(sae: SparseDictionary, x: Tensor, features: np.ndarray) -> Tensor:
-    dense = sae.encode_sparse(x.to(sae.W_dec.device)).to_dense(sae.config.d_sae)
-    return dense[:, torch.from_numpy(features)].float().cpu()
+def _codes(sae: Dictionary, x: Tensor, log_snr: Sequence[float], features: np.ndarray) -> Tensor:
+    """(rows, n) codes of some features on (samples, steps, tokens, d) maps."""
+    dense = encode_maps(sae, x.to(sae.W_dec.device), log_snr).to_dense(sae.config.d_sae)
+    return dense[..., torch.from_numpy(features)].flatten(0, -2).float().cpu()
 
 
-def _cosines(first: SparseDictionary, second: SparseDictionary, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def decoder_rows(sae: Dictionary) -> Tensor:
+    """(d_sae, d_in): what a code of 1 of each feature adds, at the site; with time in it, as its cores see it."""
+    return sae.W_dec if isinstance(sae, TimedSAE) else sae.directions
+
+
+def _cosines(first: Dictionary, second: Dictionary, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     rows = [
-        torch.nn.functional.normalize(sae.W_dec.detach().cpu().double()[torch.from_numpy(at)], dim=1)
+        torch.nn.functional.normalize(decoder_rows(sae).detach().cpu().double()[torch.from_numpy(at)], dim=1)
         for sae, at in ((first, a), (second, b))
     ]
     return (rows[0] @ rows[1].T).numpy()

@@ -11,8 +11,9 @@ from apps.substitution import Splice, accuracy_kept, judged, reconstruction, sub
 from probe.capture import resolve_sites
 from probe.errors import InvalidIntervention
 from probe.interventions import Intervention
+from probe.interventions.ops import StepContext
 from probe.model import denoiser, generate
-from sae import SAEConfig, TopKSAE
+from sae import SAEConfig, TopKSAE, make_sae
 
 PROMPTS, SEEDS = ["a red star", "the blue moon", "a cup"], [5, 6, 7]
 SITE, OTHER = "unet.mid_block:out", "unet.up_blocks.0:out"
@@ -104,6 +105,9 @@ def test_several_sites_and_chosen_steps(tiny_pipe: Any) -> None:
     assert 0 < other.change(found.clean, "zero") != last.sites[OTHER].change(last.clean, "zero")
     with torch.no_grad():
         x = torch.randn(2, 5, 16)
+        timed = make_sae(SAEConfig(16, 32, 2, site=OTHER, time="per_step", levels=(-6.0, 0.0), groups=(0, 1)), seed=3)
+        now = reconstruction(timed)(x, StepContext(OTHER, 0, 999.0, float("-inf")))
+        torch.testing.assert_close(now, timed.at(-6.0).decode(timed.at(-6.0).encode(x)), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(reconstruction(random)(x, None), random(x), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
 
 
@@ -126,5 +130,5 @@ def test_what_cannot_be_measured_is_refused(tiny_pipe: Any) -> None:
         Splice.from_record({}, lambda name: torch.zeros(1))
     residual = Stand(lambda x: x)
     residual.READS_PREVIOUS = True  # type: ignore[attr-defined]
-    with pytest.raises(InvalidOption, match="the step before"):
+    with pytest.raises(InvalidOption, match="of the step before"):
         run(tiny_pipe, {SITE: residual})

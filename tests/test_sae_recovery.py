@@ -7,12 +7,13 @@ from sae_world import OBJECTS, SITE, World, plant
 from scipy.stats import mannwhitneyu, rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 
-from sae import SAEConfig, TopKSAE
+from sae import SAEConfig, TopKSAE, make_sae
 from sae.data import select
 from sae.detectors import FeatureDetector, baselines, mean_maps, pooled
 from sae.errors import EmptySelection, ShapeMismatch
 from sae.localisation import localise
 from sae.recovery import auc, best_threshold, correlations, rank_test, recover
+from sae.timed import TimedSAE
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,8 @@ def test_pooling_and_maps_equal_dense_numbers(world: World, truth: TopKSAE) -> N
     detectors = [FeatureDetector(truth), *baselines(world.store, chosen, 5)]
     assert [d.n_units for d in detectors] == [16, 48, 10, 48]
     for detector in detectors:
-        z = detector.activations(torch.from_numpy(x).reshape(-1, 24)).reshape(3, 2, 2, 16, -1).numpy()
+        maps_by_branch = [torch.from_numpy(np.ascontiguousarray(x[:, :, b])) for b in range(2)]
+        z = np.stack([np.stack([*detector.by_step(m, chosen.log_snr)], 1) for m in maps_by_branch], 2)
         scores = pooled(detector, world.store, chosen)
         np.testing.assert_allclose(scores[0], z.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(scores[1], z.max(3).mean((1, 2)), rtol=1e-4, atol=1e-5)
@@ -131,6 +133,18 @@ def test_pooling_and_maps_equal_dense_numbers(world: World, truth: TopKSAE) -> N
     variance = (rows - rows.mean(0)) @ pca.directions[:24].numpy().T
     np.testing.assert_allclose(np.sort(variance.var(0))[::-1], variance.var(0), rtol=1e-3, atol=1e-9)
     assert torch.equal(neurons.directions[24:], -torch.eye(24))
+
+
+def test_a_dictionary_with_time_is_read_step_by_step(world: World) -> None:
+    chosen = select(world.store, SITE, samples=[2, 3], branches=["cond"])
+    config = SAEConfig(24, 32, 3, site=SITE, time="per_step", levels=chosen.log_snr, groups=(0, 0, 1, 1))
+    timed = make_sae(config, seed=1)
+    assert isinstance(timed, TimedSAE)
+    x = torch.from_numpy(world.store.site(SITE).read(sample=[2, 3], branch="cond")[:, :, 0])
+    with torch.no_grad():
+        by_hand = torch.stack([timed.at(level).encode(x[:, t]) for t, level in enumerate(chosen.log_snr)], 1)
+    scores = pooled(FeatureDetector(timed), world.store, chosen)
+    np.testing.assert_allclose(scores[0], by_hand.mean((1, 2)).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_truth_beats_what_was_there_before(world: World, truth: TopKSAE, split: np.ndarray) -> None:
