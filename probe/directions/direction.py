@@ -192,22 +192,33 @@ class Direction:
         return x.double() @ torch.linalg.pinv(self.flat[row])
 
     def transported(self, source: Direction, target: Direction) -> Direction:
-        """Parallel transport: the same combination of another point's basis vectors.
+        """Parallel transport: the same combination of other vectors.
 
-        v' = sum_j (source_j . v) target_j, for orthonormal bases of corresponding vectors, such as the input bases of
-        two points whose output bases were matched.
+        v' = sum_j (source_j . v) target_j, for orthonormal bases of corresponding vectors: those of two points, or the
+        left and right singular vectors of one Jacobian, which may be at different sites.
 
         Args:
-            source: orthonormal basis at the point of this direction.
-            target: the corresponding basis at the new point.
+            source: orthonormal basis at this direction's site.
+            target: the corresponding vectors.
+
+        Returns:
+            At the target's site; what the source does not span is lost, and lengths shrink by it.
         """
-        for other in (source, target):
-            self._same_space(other)
-            if other.k != source.k or other.n_rows not in (1, self.n_rows):
-                raise InvalidDirection(f"transported: bases of {source.k} and {target.k} vectors do not correspond.")
+        self._same_space(source)
+        rows = {source.n_rows, target.n_rows, self.n_rows} - {1}
+        if source.k != target.k or len(rows) > 1:
+            raise InvalidDirection(
+                f"transported: {source.n_rows} x {source.k} vectors do not correspond to {target.n_rows} x {target.k}."
+            )
         moved = (self.flat @ source.flat.mT) @ target.flat
         about = {"transported": {"from": source.hash, "to": target.hash}}
-        return replace(self._with(moved), provenance=dict(self.provenance) | about)
+        return replace(
+            target,
+            basis=moved.reshape(*moved.shape[:2], *target.basis.shape[2:]).to(target.basis.dtype),
+            scale=self.scales.expand(len(moved), -1),
+            timesteps=target.timesteps if target.n_rows == len(moved) else self.timesteps,
+            provenance=dict(self.provenance) | about,
+        )
 
     def cosine(self, other: Direction, covariance: torch.Tensor | None = None) -> torch.Tensor:
         """Cosines between all vectors of two directions.

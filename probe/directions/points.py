@@ -114,7 +114,7 @@ def jacobian(model: EpsModel, point: Point, source: str = X_T, target: str = X0,
     if source in (EPS, X0):
         raise InvalidDirection(f"jacobian: {source} is what the model computes last; it can only be a target.")
     site = site_of(model, source)
-    here = _value(model, point, site)
+    here = site_value(model, point, source)
 
     def shifted(d: torch.Tensor) -> torch.Tensor:
         with added(model, site, d):
@@ -196,5 +196,6 @@ def _read_site(model: PipelineEps, point: Point, target: str) -> Callable[[torch
 
 
 @torch.no_grad()
-def _value(model: PipelineEps, point: Point, site: Site) -> torch.Tensor:
-    return _read_site(model, point, str(site))(point.z)
+def site_value(model: PipelineEps, point: Point, site: str) -> torch.Tensor:
+    """What a site holds at a point, (1, ...)."""
+    return _read_site(model, point, site)(point.z)

@@ -1,0 +1,31 @@
+"""The difference of two class means, mu_+ - mu_-.
+
+The simplest supervised direction (Haas et al. 2024 for diffusion models), and the one to steer with: it points to where
+the class lies. A probe points to where it is told apart best, which is another direction wherever noise is not
+isotropic (see ``lda.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from probe.directions.finder import ContrastFinder, class_moments
+from probe.directions.rows import SiteRows
+
+
+@dataclass(kw_only=True, eq=False)
+class MeanDifference(ContrastFinder):
+    """Difference of class means. Needs a store with labels; streams.
+
+    After ``fit``: as ``ContrastFinder``. The vectors are the differences themselves, so that strength 1 in unit
+    ``raw`` moves the mean of one class to that of the other.
+
+    Example:
+        >>> found = MeanDifference(site="unet.mid_block:out", factor="object", positive="star").fit(store)
+        >>> edit = found.direction_.intervention(strength=1.0, unit="raw")
+    """
+
+    def _vector(self, rows: SiteRows, step: int, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        return class_moments(rows, step, positive)[1] - class_moments(rows, step, negative)[1]
