@@ -34,7 +34,10 @@ Progress = Callable[[int, int], None]
 class Detector(Protocol):
     """Rows to activations."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in a table."""
+        ...
 
     @property
     def n_units(self) -> int:

@@ -141,9 +141,9 @@ def recover(
     recovered = [c for c in found if c.auc > RECOVERED_ABOVE]
     return Recovery(
         concepts=tuple(found),
-        auc=_interval(np.mean([c.auc for c in found]), auc, np.nanmean),
-        f1=_interval(np.mean([c.f1 for c in found]), f1, np.nanmean),
-        correlation=_interval(np.mean([c.correlation for c in found]), correlation, np.nanmean),
+        auc=_interval(float(np.mean([c.auc for c in found])), auc, np.nanmean),
+        f1=_interval(float(np.mean([c.f1 for c in found])), f1, np.nanmean),
+        correlation=_interval(float(np.mean([c.correlation for c in found])), correlation, np.nanmean),
         recovered=_interval(len(recovered), auc > RECOVERED_ABOVE, np.sum),
         units_per_concept=float(np.mean([c.units for c in recovered])) if recovered else float("nan"),
         found=significant,

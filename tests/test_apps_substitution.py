@@ -14,6 +14,7 @@ from probe.interventions import Intervention
 from probe.interventions.ops import StepContext
 from probe.model import denoiser, generate
 from sae import SAEConfig, TopKSAE, make_sae
+from sae.timed import TimedSAE
 
 PROMPTS, SEEDS = ["a red star", "the blue moon", "a cup"], [5, 6, 7]
 SITE, OTHER = "unet.mid_block:out", "unet.up_blocks.0:out"
@@ -106,6 +107,7 @@ def test_several_sites_and_chosen_steps(tiny_pipe: Any) -> None:
     with torch.no_grad():
         x = torch.randn(2, 5, 16)
         timed = make_sae(SAEConfig(16, 32, 2, site=OTHER, time="per_step", levels=(-6.0, 0.0), groups=(0, 1)), seed=3)
+        assert isinstance(timed, TimedSAE)
         now = reconstruction(timed)(x, StepContext(OTHER, 0, 999.0, float("-inf")))
         torch.testing.assert_close(now, timed.at(-6.0).decode(timed.at(-6.0).encode(x)), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(reconstruction(random)(x, None), random(x), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
