@@ -42,3 +42,7 @@ class CannotRepair(AppError, RuntimeError):
 
 class MissingExtra(AppError, ImportError):
     """A command needs an optional dependency that is not installed."""
+
+
+class ProcessesFailed(AppError, RuntimeError):
+    """One of the processes that a command started ended with an error."""

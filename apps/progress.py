@@ -6,20 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
+class Bar(Protocol):
+    """A progress bar: also a `Progress`."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
+        """Shows how much is done, and a few words behind it."""
+        ...
+
+
 @contextmanager
-def bar(label: str, unit: str = "image") -> Iterator[Progress]:
-    """A bar on standard error that takes (done, total)."""
+def bar(label: str, unit: str = "image") -> Iterator[Bar]:
+    """A bar on standard error that takes (done, total) and, if there is something to say, a note."""
     from tqdm import tqdm
 
     shown: tqdm | None = None
     on_terminal = sys.stderr.isatty()
 
-    def update(done: int, total: int) -> None:
+    def update(done: int, total: int, note: str = "", /) -> None:
         nonlocal shown
         if shown is None:
             shown = tqdm(
@@ -33,6 +42,9 @@ def bar(label: str, unit: str = "image") -> Iterator[Progress]:
                 dynamic_ncols=on_terminal,
                 leave=on_terminal,
             )
+        shown.total = total
+        if note:
+            shown.set_postfix_str(note, refresh=False)
         shown.update(done - shown.n)
 
     try:

@@ -26,8 +26,8 @@ from apps.measurement import Measurement
 from sae import TrainConfig, train_many
 
 SITE = "unet.up_blocks.1:out"
-MULTIPLES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-LR_SWEEP = ((192, 16), (768, 16), (768, 32), (3072, 16))  # (d_sae, k)
+MULTIPLES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+LR_SWEEP = ((192, 16), (768, 16), (1536, 16))  # (d_sae, k)
 K_SWEEP = (768, (4, 8, 16, 32, 64))
 
 
@@ -37,14 +37,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("store", type=Path, help="a store of canvas with the site up_blocks.1")
     parser.add_argument("--work", type=Path, required=True, help="folder for the dictionaries")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--seeds", type=int, default=2, help="dictionaries for every setting")
+    parser.add_argument("--seeds", type=int, default=1, help="dictionaries for every setting")
     parser.add_argument("--rows", type=int, default=800_000, help="rows a dictionary is trained on")
     parser.add_argument("--quick", action="store_true", help="one width, three rates, few rows")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     store = ActivationStore.open(options.store)
     rows_each = 40_000 if options.quick else options.rows
-    lr_sweep, multiples = (LR_SWEEP[:1], MULTIPLES[2:5]) if options.quick else (LR_SWEEP, MULTIPLES)
+    lr_sweep, multiples = (LR_SWEEP[:1], MULTIPLES[:3]) if options.quick else (LR_SWEEP, MULTIPLES)
     rows: list[dict[str, Any]] = []
     for seed in range(1 if options.quick else options.seeds):
         for d_sae, k in lr_sweep:

@@ -1,23 +1,32 @@
-"""``denoscope train``: train a sparse autoencoder on one site of a store."""
+"""``denoscope train``: train sparse autoencoders on sites of a store."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apps.commands._options import Commands, add_command, positive, steps_range, store_folder
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
+    from sae import TrainConfig
 
 _EXAMPLE = """
-denoscope train runs/x/store --site up_blocks.1 --expansion 8 --k 16 --out runs/x/sae
-denoscope train runs/x --site mid_block --expansion 16 --k 32 --epochs 3
-denoscope train runs/x --site mid_block --architecture batchtopk --k 32 --out runs/x/batchtopk
+denoscope train runs/x --site up_blocks.1 --expansion 8 --k 16 --out runs/x/sae
+denoscope train runs/x --site mid_block --architecture batchtopk --k 32
 denoscope train runs/x --site mid_block --architecture matryoshka --d-sae 512 --prefixes 64 256 512
 denoscope train runs/x --site mid_block --architecture jumprelu --k 32 --sparsity 1
 denoscope train runs/x --site mid_block --architecture relu --sparsity 0.5
+
+several dictionaries, each with the same bits as alone; those of one site and steps share one read of the store:
+denoscope train runs/x --site mid_block --k 8 16 32 --d-sae 256 1024 --seed 0 1
+denoscope train runs/x --site mid_block up_blocks.1 --steps 0-4 5-9
+
+several processes; a stopped run goes on when the same command is given again:
+denoscope train runs/x --site mid_block --processes 2
+denoscope train runs/x --site mid_block --processes 4 --divide features --d-sae 65536
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node 2 -m apps.cli train runs/x --site mid_block
 """
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
 """As `sae.config.ARCHITECTURES`, without importing torch for a help text."""
@@ -29,85 +38,130 @@ def add_parser(commands: Commands) -> None:
         commands,
         "train",
         run,
-        summary="train a sparse autoencoder on a site",
-        about="Train a sparse autoencoder on the rows of one site, over all steps. Writes cfg.json and "
-        "sae_weights.safetensors (sae-lens loads the folder), metrics.json and train_log.jsonl.",
+        summary="train sparse autoencoders on sites",
+        about="Train a sparse autoencoder on the rows of a site. Writes cfg.json and sae_weights.safetensors (sae-lens "
+        "loads the folder), metrics.json and train_log.jsonl. Where an option takes several values, every combination "
+        "is trained.",
         example=_EXAMPLE,
         resumable=True,
     )
     parser.add_argument("store", type=Path, help="a store, or a run folder with a store in it")
-    parser.add_argument("--site", help="the site to train on (default: the store's only one)")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--expansion", type=positive, default=8, help="features as a multiple of the site's width")
-    size.add_argument("--d-sae", type=positive, help="number of features")
-    parser.add_argument(
+    parser.add_argument("--site", nargs="+", help="the site to train on (default: the store's only one)")
+    parser.add_argument("--out", type=Path, help="folder of the dictionary, or of several (default: RUN/sae/SITE)")
+
+    what = parser.add_argument_group("the dictionary")
+    size = what.add_mutually_exclusive_group()
+    size.add_argument(
+        "--expansion", type=positive, nargs="+", default=[8], help="features as a multiple of the site's width"
+    )
+    size.add_argument("--d-sae", type=positive, nargs="+", help="number of features")
+    what.add_argument(
         "--architecture",
         choices=ARCHITECTURES,
-        default="topk",
+        nargs="+",
+        default=["topk"],
         help="topk: k features for every row; batchtopk: k on average; matryoshka: the same, nested; "
         "jumprelu: a learned threshold for each feature, aimed at k; relu: an L1 penalty",
     )
-    parser.add_argument("--k", type=positive, default=16, help="features that are on for a row (relu: not used)")
-    parser.add_argument("--sparsity", type=float, default=1.0, help="jumprelu, relu: weight of the sparsity term")
-    parser.add_argument(
+    what.add_argument(
+        "--k", type=positive, nargs="+", default=[16], help="features that are on for a row (relu: not used)"
+    )
+    what.add_argument("--sparsity", type=float, default=1.0, help="jumprelu, relu: weight of the sparsity term")
+    what.add_argument(
         "--prefixes", type=positive, nargs="+", help="matryoshka: sizes of the nested dictionaries, the last d_sae"
     )
-    parser.add_argument(
-        "--matmul",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="encoder product; bf16 chooses features in bfloat16 and computes their values exactly: faster where the "
-        "processor has instructions for it",
-    )
-    length = parser.add_mutually_exclusive_group()
+
+    how = parser.add_argument_group("training")
+    length = how.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, default=2.0, help="passes over the store")
     length.add_argument("--rows", type=positive, help="rows to train on")
-    parser.add_argument("--batch-size", type=positive, default=4096, help="rows a step")
-    parser.add_argument("--lr", type=float, help="learning rate (default: 2e-4 / sqrt(d_sae / 2^14))")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, held-out samples and order")
-    parser.add_argument("--steps", type=steps_range, help="denoising steps to use, such as 5-14 (default: all)")
-    parser.add_argument(
+    how.add_argument("--batch-size", type=positive, default=4096, help="rows a step, of all processes together")
+    how.add_argument("--lr", type=float, nargs="+", help="learning rate (default: 2e-4 / sqrt(d_sae / 2^14))")
+    how.add_argument("--seed", type=int, nargs="+", default=[0], help="of initial weights; the first also of the rows")
+    how.add_argument("--steps", type=steps_range, nargs="+", help="denoising steps to use, such as 5-14 (default: all)")
+    how.add_argument(
         "--branches", nargs="+", choices=("uncond", "cond"), help="guidance branches to use (default: all)"
     )
-    parser.add_argument("--device", default="cpu", help="where it is trained")
-    parser.add_argument("--out", type=Path, help="folder of the dictionary (default: RUN/sae/SITE)")
+    how.add_argument(
+        "--matmul",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="encoder product; bf16 and int8 choose features coarsely and compute their values exactly: faster where "
+        "the processor has instructions for them (int8: most since 2019)",
+    )
+
+    where = parser.add_argument_group("where it runs")
+    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    where.add_argument("--processes", type=positive, default=1, help="processes on this machine")
+    where.add_argument(
+        "--divide",
+        choices=("rows", "features"),
+        default="rows",
+        help="what processes divide: the rows of each batch, or the features of dictionaries too large for one "
+        "(topk, batchtopk)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, showing the metrics as they develop."""
-    from activations_store import ActivationStore
-    from apps.progress import Clock
-    from apps.runs import run_of, site_name
-    from sae import TrainConfig, train
+    import os
 
+    from activations_store import ActivationStore
+    from apps.errors import InvalidOption
+    from apps.launch import launch, started_by_launcher
+    from apps.measurement import read_json
+    from apps.progress import Clock
+    from apps.runs import run_of
+    from apps.train_bar import training_bar
+    from apps.train_grid import grid
+    from sae.job import TrainJob
+
+    if options.processes > 1 and started_by_launcher():
+        raise InvalidOption("train: --processes starts processes, and torchrun has done so. Give one of the two.")
+    talks = int(os.environ.get("RANK", "0")) == 0
     store = ActivationStore.open(store_folder(options.store))
-    site = find_site(store, options.site)
-    config = TrainConfig(
-        site=site,
-        d_sae=options.d_sae,
-        expansion=None if options.d_sae else options.expansion,
-        k=options.k,
-        architecture=options.architecture,
-        sparsity=options.sparsity,
-        prefixes=None if options.prefixes is None else tuple(options.prefixes),
-        matmul=options.matmul,
-        rows=options.rows,
-        epochs=None if options.rows else options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        seed=options.seed,
-        steps=options.steps,
-        branches=None if options.branches is None else tuple(options.branches),
-    )
-    owner, _ = run_of(store.path)
-    out = options.out or owner.new("sae", site_name(site))
-    print(f"site {site}, {config.architecture}, k {config.k}, into {out}")
+    sites = [find_site(store, name) for name in options.site or [None]]
+    configs, folders = grid(store, options, sites, _common(options))
+    job = TrainJob(str(store.path), tuple(configs), tuple(map(str, folders)), options.device, options.divide)
     clock = Clock()
-    with training_bar() as progress:
-        result = train(store, config, out, progress=progress, device=options.device)
-    print(metrics_line(result.metrics))
-    print(f"{result.rows} rows in {result.n_batches} steps, {result.folder} ({clock})")
-    print(f"next: denoscope features {owner.folder}")
+    if talks:
+        for config, folder in zip(configs, folders, strict=True):
+            print(f"site {config.site}, {config.architecture}, k {config.k}, into {folder}")
+        print(memory_line(store, configs))
+    if options.processes > 1:
+        launch(job, options.processes)
+    else:
+        with training_bar(len(configs)) as progress:
+            job.run(progress)
+    if not talks:
+        return
+    for folder in folders:
+        metrics = read_json(folder / "metrics.json")
+        print(metrics_line(metrics))
+        print(f"{metrics['training_rows']} rows, {folder} ({clock})")
+    print(f"next: denoscope features {run_of(store.path)[0].folder}")
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `sae.TrainConfig` that are the same for all dictionaries of a command."""
+    return {
+        "sparsity": options.sparsity,
+        "prefixes": None if options.prefixes is None else tuple(options.prefixes),
+        "matmul": options.matmul,
+        "rows": options.rows,
+        "epochs": None if options.rows else options.epochs,
+        "batch_size": options.batch_size,
+        "branches": None if options.branches is None else tuple(options.branches),
+    }
+
+
+def memory_line(store: ActivationStore, configs: list[TrainConfig]) -> str:
+    """What the dictionaries need beside the rows: weights, gradients and two moments of the optimiser."""
+    n_bytes = 0
+    for config in configs:
+        d_in = store.site(config.site).spec.channels
+        n_bytes += 2 * d_in * (config.d_sae or d_in * (config.expansion or 1)) * 4
+    return f"dictionaries need about {4 * n_bytes / 1e6:,.0f} MB of memory, {n_bytes / 1e6:,.0f} MB on disk"
 
 
 def find_site(store: ActivationStore, name: str | None) -> str:
@@ -128,24 +182,6 @@ def find_site(store: ActivationStore, name: str | None) -> str:
     if len(matches) != 1:
         raise UnknownSite(f"train: {store.path} has no site {name!r}; it has {known}.")
     return matches[0]
-
-
-def training_bar():
-    """A progress bar that shows explained variance, L0 and dead features."""
-    from contextlib import contextmanager
-
-    from apps.progress import bar
-
-    @contextmanager
-    def show():
-        with bar("train", "step") as progress:
-
-            def update(report):
-                progress(report.batch, report.n_batches)
-
-            yield update
-
-    return show()
 
 
 def metrics_line(metrics: dict) -> str:
