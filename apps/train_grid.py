@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
     from sae import TrainConfig
 
+EXPANSION, K = 8, 16
+"""Where the command line says nothing."""
+
 _SHORT = {"architecture": "", "d_sae": "d", "expansion": "x", "k": "k", "lr": "lr", "seed": "seed", "steps": "steps"}
 
 
@@ -35,15 +38,16 @@ def grid(
     """
     from sae import TrainConfig
 
+    seeds: Sequence[int] = options.seed or [0]
     size = "expansion" if options.d_sae is None else "d_sae"
     values: dict[str, Sequence[Any]] = {
         "site": sites,
         "steps": options.steps or [None],
-        "architecture": options.architecture,
-        size: getattr(options, size),
-        "k": options.k,
+        "architecture": options.architecture or ["topk"],
+        size: getattr(options, size) or [EXPANSION],
+        "k": options.k or [K],
         "lr": options.lr or [None],
-        "seed": options.seed,
+        "seed": seeds,
     }
     for name, given in values.items():
         if len(set(given)) < len(given):
@@ -52,8 +56,8 @@ def grid(
     configs, folders = [], []
     for chosen in product(*values.values()):
         one = dict(zip(values, chosen, strict=True))
-        seed = {"row_seed": options.seed[0]} if one["seed"] != options.seed[0] else {}
-        configs.append(TrainConfig(**one, **seed, **common))
+        rows = {"row_seed": seeds[0]} if one["seed"] != seeds[0] else {}
+        configs.append(TrainConfig(**one, **rows, **common))
         parts = [short + _text(one[name]) for name, short in _SHORT.items() if len(values.get(name, ())) > 1]
         site = site_name(one["site"])
         if options.out is None:
