@@ -144,7 +144,7 @@ def _concepts(parts: Mapping[str, Sequence[Row]], figures: _Figures) -> str:
     titles = ("dictionary", "units", "AUC", "F1", "correlation", "AUC > 0.95", "units each", "false discoveries", "IoU")
     table = [
         [r["dictionary"], r["units"], *(_interval(r, m) for m in ("auc", "f1", "correlation")),
-         f"{_number(r['recovered'])} of {r['concepts']}", _number(r["units_per_concept"]),
+         f"{r['recovered']:.0f} of {r['concepts']}", _number(r["units_per_concept"]),
          _number(r["false_discovery_rate"]), _interval(r, "iou") if "iou" in r else "-"]
         for r in parts["recovery"]
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def _interval(row: Row, key: str) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.3f}"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def summary(rows: Sequence[Row]) -> str:

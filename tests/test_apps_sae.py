@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sae_world import SITE, World, plant
 from safetensors.torch import save_file
 
 from activations_store import ActivationStore
-from apps.cli import main
+from apps.cli import build_parser, main
 from apps.errors import InvalidFile
 from apps.measurement import read_measurement
 from apps.object_masks import object_masks
@@ -68,6 +69,18 @@ def test_eval_writes_numbers_and_a_page_that_loads_nothing(world: World, capsys:
     assert "EV about zero" in printed
     assert "rows (" in printed.splitlines()[0]  # the estimate comes first
     assert not (run_of(world) / "all.json.parts").exists()
+
+
+@pytest.mark.parametrize("action", ["eval", "compare", "convert"])
+def test_examples_in_help_are_valid_command_lines(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sae", action, "--help"])
+    text = capsys.readouterr().out
+    assert "None" not in text
+    for line in text.split("example:\n")[1].strip().splitlines():
+        words = shlex.split(line)
+        assert words[:3] == ["denoscope", "sae", action]
+        build_parser().parse_args(words[1:])
 
 
 def test_an_interrupted_evaluation_goes_on(world: World, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
