@@ -342,7 +342,7 @@ class Scaled:
 def test_as_dictionary_checks_that_codes_agree():
     x = torch.randn(9, D)
     assert torch.equal(as_dictionary(Scaled(1.0)).encode(x), random_dictionary().encode(x))
-    with pytest.raises(InvalidIntervention, match="does not compute ReLU"):
+    with pytest.raises(InvalidIntervention, match="does not compute the code"):
         as_dictionary(Scaled(3.0))
     with pytest.raises(InvalidIntervention, match="object has no W_enc"):
         as_dictionary(object())

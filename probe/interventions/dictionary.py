@@ -1,197 +1,246 @@
 """Dictionaries of features, as interventions see them: anything with ``encode``, ``decode`` and ``W_dec``.
 
-``TopKDictionary`` is a plain TopK autoencoder held as tensors,
-
-    p = (x - b_dec) W_enc + b_enc,   z = ReLU(TopK_k(p)),   x_hat = z W_dec + b_dec
-
-for two reasons. A recipe stores it, so that it replays without the autoencoder's folder; all of W_enc is
-needed for that, since whether a feature is among the k largest depends on every other one. And an edit of a
-few features needs only their codes: a feature is on exactly where p is positive and fewer than k entries are
-larger, so rows where it cannot be on cost nothing more than one product with its own encoder column, and no
-row is sorted.
+``as_dictionary`` takes a trained autoencoder over as tensors (``plain_dictionary.py``, ``timed_dictionary.py``): a
+recipe stores those, so that it replays without the autoencoder's folder and can be sent to someone else. What was
+taken over is compared with the original on test rows, so nothing is edited by codes that its owner would not compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from probe.errors import InvalidIntervention
+from probe.interventions.ops import Pack, Unpack
+from probe.interventions.plain_dictionary import (
+    Dictionary,
+    PlainDictionary,
+    ThresholdDictionary,
+    TopKDictionary,
+    UnitNormDictionary,
+)
+from probe.interventions.timed_dictionary import Film, MomentDictionary, Predictor, TimedDictionary
 
-_CHUNK_VALUES = 1 << 20
-_GROUP = 8
-
-
-class Dictionary(Protocol):
-    """A dictionary of features over rows of length d.
-
-    ``W_dec`` is (d_sae, d), one direction a feature.
-    """
-
-    @property
-    def W_dec(self) -> torch.Tensor:
-        """(d_sae, d)."""
-        ...
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d) rows to a dense (..., d_sae) code, >= 0."""
-        ...
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """(..., d_sae) code to (..., d) rows."""
-        ...
+StoredDictionary = PlainDictionary | TimedDictionary
+_STORED = (TopKDictionary, ThresholdDictionary, UnitNormDictionary, TimedDictionary)
+_FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
+_TEST_ROWS = 64
 
 
-@dataclass(frozen=True, eq=False)
-class TopKDictionary:
-    """A TopK autoencoder as tensors.
-
-    Attributes:
-        W_enc: (d, d_sae) float32.
-        b_enc: (d_sae,).
-        W_dec: (d_sae, d).
-        b_dec: (d,), subtracted before encoding and added after decoding.
-        k: features kept for a row.
-    """
-
-    W_enc: torch.Tensor
-    b_enc: torch.Tensor
-    W_dec: torch.Tensor
-    b_dec: torch.Tensor
-    k: int
-
-    def __post_init__(self) -> None:
-        d, d_sae = self.W_enc.shape if self.W_enc.ndim == 2 else (-1, -1)
-        found = {name: tuple(getattr(self, name).shape) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        expected = {"W_enc": (d, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d), "b_dec": (d,)}
-        if found != expected or not 1 <= self.k <= d_sae:
-            raise InvalidIntervention(f"TopKDictionary: shapes {found} and k={self.k} do not fit; expected {expected}.")
-        for name in found:
-            object.__setattr__(self, name, getattr(self, name).detach().float().contiguous())
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d) rows to a dense (..., d_sae) code."""
-        p = self._pre(x.float())
-        top = p.topk(self.k, dim=-1)
-        return torch.zeros_like(p).scatter(-1, top.indices, top.values.relu())
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """(..., d_sae) code to (..., d) rows."""
-        return z @ self.W_dec + self.b_dec
-
-    def encode_features(self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
-        """Codes of a few features, exact where they exceed ``above`` and 0 where they do not.
-
-        Args:
-            x: (N, d) rows.
-            features: (m,) int64.
-            above: (m,) lower bounds, >= 0.
-
-        Returns:
-            (N, m) codes.
-        """
-        centred = x.float() - self.b_dec
-        own = centred @ self.W_enc[:, features] + self.b_enc[features]
-        rows = (own > above).any(-1).nonzero().squeeze(-1)
-        z = centred.new_zeros(len(x), len(features))
-        d_sae = self.W_enc.shape[1]
-        height = max(64, _CHUNK_VALUES // d_sae)  # chunks of pre-activations stay in a core's cache
-        buffers = centred.new_empty(2, min(height, max(1, len(rows))), d_sae)
-        for chunk in rows.split(height):
-            p = torch.addmm(self.b_enc, centred[chunk], self.W_enc, out=buffers[0, : len(chunk)])
-            z[chunk] = self._codes_from(p, features, above, buffers[1, : len(chunk)])
-        return z
-
-    def _codes_from(
-        self, p: torch.Tensor, features: torch.Tensor, above: torch.Tensor, scratch: torch.Tensor
-    ) -> torch.Tensor:
-        """Codes of features from all pre-activations (N, d_sae); 0 where they are not above ``above``.
-
-        An entry is out as soon as k groups of entries have a larger maximum, which excludes nearly all at an eighth
-        of the cost; the entries larger than the others are counted one by one.
-        """
-        own = p[:, features]
-        left = own > above
-        n_groups = p.shape[1] // _GROUP
-        if n_groups >= self.k:
-            maxima = p[:, : n_groups * _GROUP].view(len(p), _GROUP, n_groups).amax(1)
-            flags = scratch.view(-1)[: maxima.numel()].view(maxima.shape)  # floats: sums of booleans are slow
-            for column in range(len(features)):
-                left[:, column] &= torch.gt(maxima, own[:, column, None], out=flags).sum(-1) < self.k
-        row, column = left.nonzero(as_tuple=True)
-        z = torch.zeros_like(own)
-        for part in torch.arange(len(row), device=p.device).split(len(scratch)):
-            r, c = row[part], column[part]
-            value = own[r, c]
-            larger = torch.gt(p[r], value[:, None], out=scratch[: len(part)]).sum(-1)
-            z[r, c] = torch.where(larger < self.k, value, 0.0)
-        return z
-
-    def _pre(self, x: torch.Tensor) -> torch.Tensor:
-        flat = (x - self.b_dec).reshape(-1, x.shape[-1])
-        return torch.addmm(self.b_enc, flat, self.W_enc).reshape(*x.shape[:-1], -1)
-
-    def to_tensors(self) -> dict[str, torch.Tensor]:
-        """The four tensors, by name."""
-        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-
-
-def as_dictionary(source: Any) -> TopKDictionary:
-    """A ``TopKDictionary`` with the weights of a trained TopK autoencoder.
+def as_dictionary(source: Any) -> StoredDictionary:
+    """A trained autoencoder as tensors, whatever its architecture and options.
 
     Args:
-        source: an object with ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``encode``, and ``k`` or ``cfg.k``;
-            if it has ``folded()``, that is called first and must return the same with no scaling of its
-            input.
+        source: an object with ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``encode``, and ``k`` or ``cfg.k`` (TopK), or
+            thresholds (``thresholds()`` or ``threshold``), or an ``architecture`` that is a ReLU. If it has
+            ``folded()``, that is called first and must return the same with no scaling of its input. One in which
+            time enters has ``cores``, ``levels`` and ``at(log_snr)`` instead.
 
     Raises:
-        InvalidIntervention: it lacks one of these, or is not a TopK autoencoder of the form above (its codes
-            differ).
+        InvalidIntervention: it lacks one of these, or its codes are not what its tensors say.
     """
-    if isinstance(source, TopKDictionary):
+    if isinstance(source, _STORED):
         return source
     if callable(getattr(source, "folded", None)):
         source = source.folded()  # an input scale is an exact part of the weights
-    config = getattr(source, "cfg", getattr(source, "config", None))
-    k = getattr(source, "k", getattr(config, "k", config.get("k") if isinstance(config, Mapping) else None))
-    missing = [name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "encode") if not hasattr(source, name)]
-    if missing or not isinstance(k, int):
-        raise InvalidIntervention(
-            f"as_dictionary: {type(source).__name__} has no {', '.join(missing) or 'integer k'}; "
-            "expected a TopK autoencoder with W_enc, b_enc, W_dec, b_dec, k and encode."
-        )
     with torch.no_grad():
-        made = TopKDictionary(
-            *(getattr(source, name).detach().clone() for name in ("W_enc", "b_enc", "W_dec", "b_dec")), k=k
+        if all(hasattr(source, name) for name in ("cores", "levels", "at")):
+            return _timed(source)
+        made = _plain(source)
+        x = _test_rows(made)
+        _same_codes(type(source).__name__, source.encode(x), made.encode(x))
+    return made
+
+
+def _plain(source: Any) -> PlainDictionary:
+    """The tensors of an architecture, without what stands before it unless that is a norm."""
+    config = getattr(source, "cfg", getattr(source, "config", None))
+    name = type(source).__name__
+    missing = [field for field in (*_FOUR, "encode") if not hasattr(source, field)]
+    threshold, k = _thresholds(source), _option(source, config, "k")
+    relu = _option(source, config, "architecture") in ("relu", "standard")
+    if missing or (threshold is None and not relu and not isinstance(k, int)):
+        raise InvalidIntervention(
+            f"as_dictionary: {name} has no {', '.join(missing) or 'integer k, no thresholds and no ReLU'}; expected an "
+            "autoencoder with W_enc, b_enc, W_dec, b_dec, encode, and k or thresholds."
         )
-        d = made.W_enc.shape[0]
-        noise = torch.randn(64, d, generator=torch.Generator("cpu").manual_seed(0)).to(made.b_dec.device)
-        x = made.b_dec + noise * made.W_enc.norm(dim=0).clamp_min(1e-12).mean().reciprocal()
-        expected, found = source.encode(x).float(), made.encode(x)
+    four = [getattr(source, field).detach().clone() for field in _FOUR]
+    if relu:
+        made: TopKDictionary | ThresholdDictionary = ThresholdDictionary(*four, torch.zeros_like(four[1]))
+    elif threshold is not None:
+        made = ThresholdDictionary(*four, threshold)
+    else:
+        assert isinstance(k, int)
+        made = TopKDictionary(*four, k=k)
+    if _option(source, config, "input") == "unit":
+        return UnitNormDictionary(made, source.input.mean)
+    return made
+
+
+def _thresholds(source: Any) -> torch.Tensor | None:
+    """(d_sae,) thresholds of a source that has them."""
+    if getattr(source, "HAS_THRESHOLD", False):
+        return source.thresholds().detach().clone().contiguous()
+    found = getattr(source, "threshold", None)
+    return found.detach().clone() if isinstance(found, torch.Tensor) and found.ndim == 1 else None
+
+
+def _option(source: Any, config: Any, name: str) -> Any:
+    """An attribute of a source or of its configuration, which may be a method or a key of a mapping."""
+    value = getattr(config, name, config.get(name) if isinstance(config, Mapping) else None)
+    if value is None and not isinstance(getattr(source, name, None), torch.nn.Module):
+        value = getattr(source, name, None)
+    return value() if callable(value) else value
+
+
+def _timed(source: Any) -> TimedDictionary:
+    cores = list(source.cores)
+    members = tuple(_plain(core) for core in cores)
+    levels = source.levels.detach().double().cpu()
+    film = predictor = None
+    if hasattr(source, "network"):
+        d = members[0].W_dec.shape[1]
+        own, eye = cores[0].input.tensors(), torch.eye(d)
+        width = own.get("width", torch.ones(d))
+        film = Film(
+            *(source.network[name].detach().clone() for name in ("w1", "b1", "w2", "b2")),
+            mean=own.get("mean", torch.zeros(d)).clone(),
+            whiten=own.get("whiten", eye / width).clone(),
+            colour=own.get("colour", eye * width).clone(),
+        )
+    if hasattr(source, "transition"):
+        predictor = Predictor(source.transition.detach().clone(), source.offset.detach().clone())
+    groups = tuple(getattr(source.config, "groups", None) or [0] * len(levels))
+    made = TimedDictionary(members, levels, groups, film, predictor)
+    for level in levels.tolist():
+        x = _test_rows(members[groups[made.level_of(level)]])
+        previous = None if predictor is None else x.flip(0)
+        expected = source.at(level, previous).encode(x)
+        _same_codes(type(source).__name__, expected, made.at(level, previous).encode(x))
+    return made
+
+
+def _test_rows(made: PlainDictionary) -> torch.Tensor:
+    """Rows that features answer to."""
+    inner = made.inner if isinstance(made, UnitNormDictionary) else made
+    centre = made.mean if isinstance(made, UnitNormDictionary) else made.b_dec
+    d = len(centre)
+    noise = torch.randn(_TEST_ROWS, d, generator=torch.Generator("cpu").manual_seed(0)).to(centre.device)
+    size = inner.W_enc.norm(dim=0).clamp_min(1e-12).mean().reciprocal()
+    if isinstance(inner, ThresholdDictionary):
+        size = size * (1 + inner.threshold.mean())
+    return centre + noise * size
+
+
+def _same_codes(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    expected = expected.detach().float()
     # A tie at rank k may be broken either way, hence a share of rows and not all of them.
     same = torch.isclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax())).all(-1).float().mean()
     if float(same) < 0.95:
         raise InvalidIntervention(
-            f"as_dictionary: {type(source).__name__} does not compute ReLU(TopK((x - b_dec) W_enc + b_enc)); "
-            "its codes agree "
-            f"on {100 * float(same):.0f} % of test rows. Fold its scaling into the weights first."
+            f"as_dictionary: {name} does not compute the code that its tensors, k and thresholds say "
+            "(p = (x - b_dec) W_enc + b_enc, then the k largest or those above the threshold); its codes agree on "
+            f"{100 * float(same):.0f} % of test rows. Fold its scaling into the weights first."
         )
-    return made
 
 
-def feature_codes(dictionary: Dictionary, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+def feature_codes(dictionary: Any, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
     """Codes (..., m) of a few features for rows (..., d), on the device of x; 0 allowed where they are not
     above ``above``.
     """
-    home = dictionary.W_dec.device
+    moment = isinstance(dictionary, MomentDictionary)
+    home = dictionary.device if moment else dictionary.W_dec.device
     features, above = features.to(home), above.to(home)
+    if moment:
+        return dictionary.encode_features(x.to(home), features, above).to(x.device)
     flat = x.reshape(-1, x.shape[-1]).to(home)
     with torch.no_grad():
-        if isinstance(dictionary, TopKDictionary):
-            z = dictionary.encode_features(flat, features, above)
+        if isinstance(dictionary, _STORED):
+            z = dictionary.encode_features(flat, features, above)  # type: ignore[union-attr]
         else:
             z = dictionary.encode(flat)[:, features].float()
     return z.to(x.device).reshape(*x.shape[:-1], len(features))
+
+
+def feature_directions(dictionary: Any, features: torch.Tensor) -> torch.Tensor:
+    """(m, d) what a code of 1 of some features adds, on the dictionary's device."""
+    if isinstance(dictionary, MomentDictionary):
+        return dictionary.directions(features.to(dictionary.device))
+    return dictionary.W_dec.detach()[features.to(dictionary.W_dec.device)]
+
+
+def dictionary_record(dictionary: Any, pack: Pack) -> dict[str, Any]:
+    """A dictionary in a recipe: its tensors in full.
+
+    Raises:
+        InvalidIntervention: it cannot be taken over as tensors (``as_dictionary``).
+    """
+    stored = as_dictionary(dictionary)
+    if isinstance(stored, TopKDictionary):
+        return {"kind": "topk", "k": stored.k} | _packed(stored.to_tensors(), pack)
+    if isinstance(stored, ThresholdDictionary):
+        return {"kind": "threshold"} | _packed(stored.to_tensors(), pack)
+    if isinstance(stored, UnitNormDictionary):
+        return {"kind": "unit", "inner": dictionary_record(stored.inner, pack), "mean": pack(stored.mean)}
+    return {
+        "kind": "timed",
+        "members": [dictionary_record(member, pack) for member in stored.members],
+        "levels": stored.levels.tolist(),
+        "groups": list(stored.groups),
+        "film": None if stored.film is None else _packed(stored.film._asdict(), pack),
+        "predictor": None if stored.predictor is None else _packed(stored.predictor._asdict(), pack),
+    }
+
+
+def dictionary_of(record: Mapping[str, Any], unpack: Unpack) -> StoredDictionary:
+    """Inverse of ``dictionary_record``."""
+    kind = record["kind"]
+    if kind == "timed":
+        film, predictor = record["film"], record["predictor"]
+        return TimedDictionary(
+            tuple(_plain_of(member, unpack) for member in record["members"]),
+            torch.tensor(record["levels"], dtype=torch.float64),
+            tuple(int(g) for g in record["groups"]),
+            None if film is None else Film(**{name: unpack(film[name]) for name in Film._fields}),
+            None if predictor is None else Predictor(**{name: unpack(predictor[name]) for name in Predictor._fields}),
+        )
+    return _plain_of(record, unpack)
+
+
+def _plain_of(record: Mapping[str, Any], unpack: Unpack) -> PlainDictionary:
+    kind = record["kind"]
+    if kind == "unit":
+        inner = _plain_of(record["inner"], unpack)
+        assert not isinstance(inner, UnitNormDictionary)
+        return UnitNormDictionary(inner, unpack(record["mean"]))
+    if kind not in ("topk", "threshold"):
+        raise InvalidIntervention(
+            f"recipe: dictionary of kind {kind!r}; this version reads topk, threshold, unit, timed."
+        )
+    four = [unpack(record[name]) for name in _FOUR]
+    if kind == "topk":
+        return TopKDictionary(*four, k=int(record["k"]))
+    return ThresholdDictionary(*four, unpack(record["threshold"]))
+
+
+def _packed(tensors: Mapping[str, torch.Tensor], pack: Pack) -> dict[str, str]:
+    return {name: pack(tensor) for name, tensor in tensors.items()}
+
+
+__all__ = [
+    "Dictionary",
+    "MomentDictionary",
+    "PlainDictionary",
+    "StoredDictionary",
+    "ThresholdDictionary",
+    "TimedDictionary",
+    "TopKDictionary",
+    "UnitNormDictionary",
+    "as_dictionary",
+    "dictionary_of",
+    "dictionary_record",
+    "feature_codes",
+    "feature_directions",
+]

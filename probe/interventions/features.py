@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 
 from probe.errors import InvalidIntervention
-from probe.interventions.dictionary import Dictionary, TopKDictionary, as_dictionary, feature_codes
+from probe.interventions.dictionary import (
+    Dictionary,
+    TimedDictionary,
+    as_dictionary,
+    dictionary_of,
+    dictionary_record,
+    feature_codes,
+    feature_directions,
+)
 from probe.interventions.directions import AddDirection
 from probe.interventions.ops import (
     Op,
@@ -29,6 +38,7 @@ from probe.interventions.ops import (
     table_row,
     timesteps_of,
 )
+from probe.interventions.timed_dictionary import RowMemory
 
 
 def feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tensor:
@@ -86,24 +96,47 @@ class FeatureOp(Op):
         """Row of the tables at this step, which of its entries are features, and those features."""
         what = type(self).__name__
         check_width(what, self.dictionary.W_dec.shape[1], x, context)
+        self.at(x, context)  # a dictionary that reads two steps remembers this one, also where nothing is edited
         row = table_row(len(self.table("features")), getattr(self, "timesteps", None), context, what)
         listed = self.table("features")[row]
         return row, listed >= 0, listed[listed >= 0]
 
     def codes(self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Codes (..., m) of a few features; 0 allowed where they are not above ``above``."""
-        return feature_codes(self.dictionary, x, features, above)
+        return feature_codes(self.at(x, context), x, features, above)
 
     def code(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Whole codes (B, tokens, d_sae) of the rows."""
-        return self.dictionary.encode(x.to(self.dictionary.W_dec.device)).detach().float().to(x.device)
+        return self.at(x, context).encode(x.to(self.dictionary.W_dec.device)).detach().float().to(x.device)
 
-    def write_back(self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight) -> torch.Tensor:
-        """x + weight * dz W_dec[features], computed for the tokens whose code changes."""
+    def at(self, x: torch.Tensor, context: StepContext) -> Dictionary:
+        """The dictionary of this step, to read rows x."""
+        timed = self._timed
+        if timed is None:
+            return self.dictionary
+        previous = None
+        if timed.predictor is not None:
+            previous = self._memory.previous((context.site, context.branch), timed.level_of(context.log_snr), x)
+        return timed.at(context.log_snr, previous)
+
+    @cached_property
+    def _timed(self) -> TimedDictionary | None:
+        """The dictionary, if time enters in it."""
+        held = as_dictionary(self.dictionary) if hasattr(self.dictionary, "levels") else None
+        return held if isinstance(held, TimedDictionary) else None
+
+    @cached_property
+    def _memory(self) -> RowMemory:
+        return RowMemory()
+
+    def write_back(
+        self, x: torch.Tensor, dz: torch.Tensor, features: torch.Tensor, weight: Weight, context: StepContext
+    ) -> torch.Tensor:
+        """x + weight * dz times the features' directions, computed for the tokens whose code changes."""
         changed = (dz != 0).any(-1)
         if not bool(changed.any()):
             return x
-        W = self.dictionary.W_dec.detach()[features.to(self.dictionary.W_dec.device)].to(x.device, torch.float32)
+        W = feature_directions(self.at(x, context), features).to(x.device, torch.float32)
         change = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         change[changed] = dz[changed].float() @ W
         return add_change(x, change, weight)
@@ -150,7 +183,7 @@ class ScaleFeatures(FeatureOp):
         features, gain = features[active.cpu()], gain[active]
         above = self.table("thresholds")[row][used].to(x.device)[active]
         z = self.codes(x, features, above, context)
-        return self.write_back(x, torch.where(z > above, gain * z, 0.0), features, weight)
+        return self.write_back(x, torch.where(z > above, gain * z, 0.0), features, weight, context)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
@@ -194,7 +227,7 @@ class SetFeatures(FeatureOp):
             return x
         values = self.table("values")[row][used].to(x.device)
         z = self.codes(x, features, torch.zeros(len(features)), context)
-        return self.write_back(x, values - z, features, weight)
+        return self.write_back(x, values - z, features, weight, context)
 
     def clash(self, other: Op) -> str | None:
         if isinstance(other, SetFeatures) and other.dictionary is self.dictionary:
@@ -251,7 +284,7 @@ class ClampFeatures(FeatureOp):
         # codes below high stay, so they need not be known where no lower end asks for them
         above = torch.where(low > 0, 0.0, high)
         z = self.codes(x, features, above, context)
-        return self.write_back(x, z.clamp(low, high) - z, features, weight)
+        return self.write_back(x, z.clamp(low, high) - z, features, weight, context)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return {
@@ -308,21 +341,3 @@ def add_feature(
     if not 0 <= feature < d_sae:
         raise InvalidIntervention(f"add_feature: feature {feature!r}; the dictionary has 0 to {d_sae - 1}.")
     return AddDirection(dictionary.W_dec[feature].detach().cpu().clone(), unit, scale, timesteps)
-
-
-def dictionary_record(dictionary: Dictionary, pack: Pack) -> dict[str, Any]:
-    """A dictionary in a recipe: its tensors in full (see ``dictionary.py`` for why).
-
-    Raises:
-        InvalidIntervention: it is not a TopK autoencoder, the only kind that recipes store.
-    """
-    stored = as_dictionary(dictionary)
-    return {"kind": "topk", "k": stored.k} | {name: pack(tensor) for name, tensor in stored.to_tensors().items()}
-
-
-def dictionary_of(record: Mapping[str, Any], unpack: Unpack) -> TopKDictionary:
-    """Inverse of ``dictionary_record``."""
-    if record["kind"] != "topk":
-        raise InvalidIntervention(f"recipe: dictionary of kind {record['kind']!r}; this version reads 'topk'.")
-    W_enc, b_enc, W_dec, b_dec = (unpack(record[name]) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    return TopKDictionary(W_enc, b_enc, W_dec, b_dec, k=int(record["k"]))

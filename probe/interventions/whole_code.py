@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from probe.errors import InvalidIntervention
+from probe.interventions.dictionary import feature_directions
 from probe.interventions.features import FeatureOp, dictionary_of, dictionary_record, feature_table, value_table
 from probe.interventions.ops import (
     Pack,
@@ -59,9 +60,9 @@ class NormScaleFeatures(FeatureOp):
         gain, above = (self.table(name)[row][used].to(x.device) for name in ("multipliers", "thresholds"))
         code = self.code(x, context)
         z = code[..., features.to(code.device)]
-        sizes = self.dictionary.W_dec.detach()[features.to(self.dictionary.W_dec.device)].norm(dim=-1).to(x.device)
+        sizes = feature_directions(self.at(x, context), features).norm(dim=-1).to(x.device)
         new = gain * code.norm(dim=-1, keepdim=True) / sizes * z
-        return self.write_back(x, torch.where(z > above, new - z, 0.0), features, weight)
+        return self.write_back(x, torch.where(z > above, new - z, 0.0), features, weight, context)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
         return _record(self, pack, "multipliers", "thresholds")
@@ -152,7 +153,7 @@ class DeactivateFeatures(FeatureOp):
             return x
         if self.keep_error:
             dz = torch.where(gate[:, None, None], edited[..., at] - code[..., at], 0.0)
-            return self.write_back(x, dz, features, weight)
+            return self.write_back(x, dz, features, weight, context)
         return add_change(x, torch.where(gate[:, None, None], rebuilt - x, 0.0), weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
