@@ -112,7 +112,7 @@ class Ways:
         self.pipe = load_pipeline(model)
         self.traced = DiffusionModel(str(model), dispatch=True, safety_checker=None)
         for module in (self.traced.pipeline.unet, self.traced.pipeline.vae, self.traced.pipeline.text_encoder):
-            module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+            module.eval().requires_grad_(False).to(torch.float32, memory_format=torch.channels_last)
         rows = self._rows(n=1 + expansion)
         self.dictionary = _dictionary(rows, expansion * rows.shape[1])
         self.features, self.thresholds, self.density = _targets(self.dictionary, rows[:4096], n_features)

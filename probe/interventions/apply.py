@@ -36,7 +36,8 @@ _HOOKED = ("denoiser", "probs", "prompt", "text")
 def intervene(pipe: Pipeline, interventions: Intervention | Sequence[Intervention]) -> Iterator[None]:
     """Apply interventions to every generation inside the ``with`` block; everything is put back at its end.
 
-    Interventions at one place apply in the order given. Blocks may be nested; the outer block's edits come first.
+    Interventions at one place apply in the order given. Blocks may be nested: at modules the outer block's edits come
+    first, at the sampler the inner block's.
     With ``inject`` other than ``both``, or ``guide``, the denoiser is called more than once a step: a recorder that is
     open at the same time sees those calls too.
 
