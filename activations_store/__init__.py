@@ -7,6 +7,7 @@ package imports numpy and a checksum, nothing heavy.
 
 from . import errors
 from .background import AsyncShardWriter
+from .copying import copy
 from .export_files import export
 from .leftovers import gc
 from .loader import RowBatch, RowLoader
@@ -34,6 +35,7 @@ __all__ = [
     "SiteView",
     "StoreSpec",
     "StoreWriter",
+    "copy",
     "effective_batch_size",
     "errors",
     "export",

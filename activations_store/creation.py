@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import jsonio
-from .errors import DiskFull, FingerprintMismatch, PlanMismatch, SpecMismatch, StoreExists, explain
-from .fileio import Lock, TempFolder, check_folder, read_small, sync_folder, write_atomic
+from .errors import DiskFull, FingerprintMismatch, PlanMismatch, ShardConflict, SpecMismatch, StoreExists, explain
+from .fileio import TempFolder, check_folder, names_in, read_small, refuse_remote, sync_folder, write_atomic
 from .groups import check_addition, group_names
 from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
+from .locks import Lock
+from .objects import ObjectPath
 from .samples import MAX_TABLE_BYTES, canonical_samples, table_bytes
 from .spec import StoreSpec
 
@@ -40,13 +42,21 @@ def create_store(
     # Metadata that cannot be written should fail before there is a folder.
     StoreInfo(spec, model, planned, "0" * 64).to_bytes()
     layout.root.mkdir(parents=True, exist_ok=True)
-    if check_space:
+    if check_space and not isinstance(layout.root, ObjectPath):
         _check_space(layout.root, spec)
     lock = Lock(layout.commit_lock)
     try:
         lock.acquire(exclusive=True, wait=True)
         refuse_existing(layout)  # another process may have created one since
         return _write_metadata(layout, spec, model, planned, table_bytes(samples), fsync=fsync)
+    except ShardConflict as error:
+        raise StoreExists(
+            explain(
+                f"{layout.root} holds parts of another store",
+                found=str(error),
+                next_step="remove them, or choose another place",
+            )
+        ) from error
     finally:
         lock.close()
 
@@ -62,7 +72,8 @@ def add_group(
     check_space: bool,
 ) -> Layout:
     """Make an empty group of a store unless it is there, and return where it is; see `StoreWriter.extend`."""
-    info = read_store_info(base.root)
+    root = refuse_remote(base.root, "Adding a group of sites")
+    info = read_store_info(root)
     check_arrays(base, info.spec)
     target = Layout(base.group(group))
     work, lock = Lock(base.writers_lock), Lock(base.commit_lock)
@@ -76,11 +87,11 @@ def add_group(
         if target.store_json.exists():
             return target
         if check_space:
-            _check_space(base.root, spec)
+            _check_space(root, spec)
         base.groups.mkdir(exist_ok=True)
         check_folder(base.groups)
         table = read_small(base.samples, MAX_TABLE_BYTES)
-        with TempFolder(target.root, fsync=fsync) as temp:
+        with TempFolder(root / base.groups.name / group, fsync=fsync) as temp:
             planned = jsonio.normalise(dict(plan))
             _write_metadata(Layout(temp.path), spec, info.fingerprint, planned, table, fsync=fsync)
             temp.publish()
@@ -121,7 +132,7 @@ def refuse_existing(layout: Layout) -> None:
                 next_step="use StoreWriter.resume to go on with it, or choose another folder",
             )
         )
-    if layout.commits.is_dir() and any(layout.record_number(p.name) is not None for p in layout.commits.iterdir()):
+    if layout.commits.is_dir() and any(layout.record_number(name) is not None for name in names_in(layout.commits)):
         raise StoreExists(
             explain(
                 f"{layout.root} holds commit records but no store.json",

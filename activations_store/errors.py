@@ -118,6 +118,14 @@ class InvalidStatistics(StoreError, ValueError):
     """A file of statistics is damaged, or is not about the shards that are committed now."""
 
 
+class StorageUnavailable(StoreError, ConnectionError):
+    """An object store did not answer, or refused: no such bucket, no right to it, no network."""
+
+
+class NotInObjectStore(StoreError, NotImplementedError):
+    """Something that works on local stores only."""
+
+
 class MissingLibrary(StoreError, ImportError):
     """Something needs an optional library that is not installed."""
 

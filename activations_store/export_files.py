@@ -20,7 +20,7 @@ import numpy as np
 
 from . import jsonio
 from .errors import DiskFull, InvalidSelection, StoreExists, explain
-from .fileio import TempFolder, write_atomic
+from .fileio import TempFolder, file_size, write_atomic
 from .pictures import copy_pictures, find_pictures
 from .rewrite import Progress, committed_samples
 from .selection import BranchSelection, Selection, resolve
@@ -72,7 +72,7 @@ def export(
     names = store.sites if sites is None else sites
     views = [store.site(name).sel(sample=chosen, step=steps, branch=branches) for name in names]
     out.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(out, views, sum(path.lstat().st_size for _, path in find_pictures(store.path, chosen.tolist())))
+    _check_space(out, views, sum(file_size(path) for _, path in find_pictures(store.place, chosen.tolist())))
     n_maps = sum(int(np.prod(view.shape[:3])) for view in views)
     done = 0
     with TempFolder(out, fsync=False) as temp:
@@ -82,7 +82,7 @@ def export(
                 done += n
                 if progress is not None:
                     progress(done, n_maps)
-        copy_pictures(store.path, {int(n): int(n) for n in chosen}, temp.path)
+        copy_pictures(store.place, {int(n): int(n) for n in chosen}, temp.path)
         _write_table(temp.path, store, chosen)
         write_atomic(temp.path / "export.json", jsonio.canonical(_describe(store, views, file_format)))
         temp.publish()

@@ -5,14 +5,13 @@ samples, steps, branches and model, other sites. It is made under a temporary na
 leaves a leftover and no group. Its shards are planned, committed, verified and resumed like those of any store.
 """
 
-import os
 import re
-from pathlib import Path
 
 from . import jsonio
 from .errors import FingerprintMismatch, InvalidMetadata, InvalidSpec, SpecMismatch, explain
-from .fileio import check_folder
+from .fileio import check_folder, names_in
 from .layout import Layout, StoreInfo
+from .objects import Place
 from .spec import StoreSpec
 
 MAX_GROUPS = 256
@@ -26,8 +25,7 @@ def group_names(layout: Layout) -> list[str]:
         check_folder(layout.groups)
     except FileNotFoundError:
         return []
-    with os.scandir(layout.groups) as entries:
-        names = sorted(e.name for e in entries if _GROUP_NAME.fullmatch(e.name))
+    names = [name for name in names_in(layout.groups) if _GROUP_NAME.fullmatch(name)]
     if len(names) > MAX_GROUPS:
         raise InvalidMetadata(explain(f"{layout.groups} holds too many groups", found=len(names), expected=MAX_GROUPS))
     for name in names:
@@ -75,7 +73,7 @@ def check_addition(base: StoreInfo, spec: StoreSpec, taken: set[str], fingerprin
         )
 
 
-def check_group(base: StoreInfo, group: StoreInfo, path: Path) -> None:
+def check_group(base: StoreInfo, group: StoreInfo, path: Place) -> None:
     """Raise `InvalidMetadata` unless an opened group belongs to the store it lies in."""
     stored, given = base.spec.to_dict(), group.spec.to_dict()
     wrong = [key for key in _SHARED if stored[key] != given[key]]

@@ -14,15 +14,16 @@ Every `zarr.json` is a function of the spec. A store whose `zarr.json` differs b
 says is refused, so nothing hostile in one ever reaches zarr.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from . import jsonio
 from .errors import InvalidMetadata, InvalidSpec, NewerFormat, NotAStore, explain
 from .fileio import check_folder, read_small
+from .objects import ObjectPath, Place
 from .spec import SiteSpec, StoreSpec
 
 FORMAT = "denoscope-store"
@@ -39,53 +40,53 @@ _SHARD_NAME = re.compile(r"c\.(\d{1,8})\.0\.0\.0\.0")
 class Layout:
     """Paths of one store. Every path is built from the root, a checked site name and an int."""
 
-    root: Path
+    root: Place
 
     @property
-    def store_json(self) -> Path:
+    def store_json(self) -> Place:
         return self.root / "store.json"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> Place:
         return self.root / "samples.parquet"
 
     @property
-    def arrays(self) -> Path:
+    def arrays(self) -> Place:
         return self.root / "arrays"
 
     @property
-    def commits(self) -> Path:
+    def commits(self) -> Place:
         return self.root / "commits"
 
     @property
-    def groups(self) -> Path:
+    def groups(self) -> Place:
         return self.root / "groups"
 
-    def group(self, name: str) -> Path:
+    def group(self, name: str) -> Place:
         """Folder of a site group."""
         return self.groups / name
 
     @property
-    def statistics(self) -> Path:
+    def statistics(self) -> Place:
         return self.root / "statistics"
 
     @property
-    def writers_lock(self) -> Path:
+    def writers_lock(self) -> Place:
         return self.root / "writers.lock"
 
     @property
-    def commit_lock(self) -> Path:
+    def commit_lock(self) -> Place:
         return self.root / "commit.lock"
 
-    def array(self, site: SiteSpec) -> Path:
+    def array(self, site: SiteSpec) -> Place:
         """Folder of a site's array."""
         return self.arrays / site.dir_name
 
-    def shard(self, site: SiteSpec, shard: int) -> Path:
+    def shard(self, site: SiteSpec, shard: int) -> Place:
         """File of one shard of a site."""
         return self.array(site) / f"c.{shard:d}.0.0.0.0"
 
-    def record(self, shard: int) -> Path:
+    def record(self, shard: int) -> Place:
         """Commit record of a shard."""
         return self.commits / f"{shard:06d}.json"
 
@@ -94,6 +95,12 @@ class Layout:
         match = _RECORD_NAME.fullmatch(name)
         shard = int(match[1]) if match else None
         return shard if shard is not None and self.record(shard).name == name else None
+
+    def relative(self, path: Place) -> str:
+        """A part of the store as it is named in messages."""
+        if isinstance(path, ObjectPath):
+            return str(path).removeprefix(f"{self.root}/")
+        return os.path.relpath(path, str(self.root))
 
     @staticmethod
     def shard_number(name: str) -> int | None:
@@ -200,7 +207,7 @@ class StoreInfo:
         return data
 
 
-def read_store_info(root: Path) -> StoreInfo:
+def read_store_info(root: Place) -> StoreInfo:
     """Read and check `store.json`; nothing else of the store is touched.
 
     Raises:

@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .fileio import HOST_TAG, Lock, check_folder
+from .fileio import HOST_TAG, check_folder, exists, names_in, refuse_remote
 from .groups import group_names
 from .layout import Layout, read_store_info
+from .locks import Lock
+from .objects import ObjectPath, Place, place
 from .pictures import FOLDERS as PICTURES
 from .spec import StoreSpec
 
@@ -24,24 +26,23 @@ _TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")
 
 
 def temp_files(layout: Layout, spec: StoreSpec) -> Iterator[Path]:
-    """Temporary files in the store's own folders, and folders of groups that were being made."""
+    """Temporary files in the store's own folders, and folders of groups that were being made; objects have none."""
+    if isinstance(layout.root, ObjectPath):
+        return
     beside = (layout.groups, layout.statistics, *(layout.root / name for name in PICTURES))
-    optional = [folder for folder in beside if os.path.lexists(folder)]
+    optional = [folder for folder in beside if exists(folder)]
     own = (layout.root, layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites))
     for folder in (*own, *optional):
         check_folder(folder.resolve() if folder == layout.root else folder)
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if _TEMP_NAME.fullmatch(e.name))
-        yield from (folder / name for name in names)
+        names = [name for name in names_in(folder) if _TEMP_NAME.fullmatch(name)]
+        yield from (Path(str(folder)) / name for name in names)
 
 
-def uncommitted_files(layout: Layout, spec: StoreSpec) -> Iterator[tuple[str, int, Path]]:
+def uncommitted_files(layout: Layout, spec: StoreSpec) -> Iterator[tuple[str, int, Place]]:
     """(site, shard, path) of shard files without a commit record."""
-    with os.scandir(layout.commits) as entries:
-        committed = {layout.record_number(e.name) for e in entries}
+    committed = {layout.record_number(name) for name in names_in(layout.commits)}
     for site in spec.sites:
-        with os.scandir(layout.array(site)) as entries:
-            shards = sorted(n for e in entries if (n := layout.shard_number(e.name)) is not None)
+        shards = sorted(n for name in names_in(layout.array(site)) if (n := layout.shard_number(name)) is not None)
         yield from ((site.name, n, layout.shard(site, n)) for n in shards if n not in committed)
 
 
@@ -69,7 +70,7 @@ def remove_dead_temp_files(
     return removed
 
 
-def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
+def gc(path: str | Place, *, older_than_hours: float = 24.0) -> list[Path]:
     """Remove leftovers: dead temporary files, and shard files that were never committed.
 
     Args:
@@ -80,8 +81,11 @@ def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
     Returns:
         The paths removed. Committed shards, records and metadata are never among them; uncommitted shard
         files only when no writer is at work on the store. Site groups are cleaned too.
+
+    Raises:
+        NotInObjectStore: the store lies in an object store, where nobody can know that no writer is at work.
     """
-    layout = Layout(Path(path))
+    layout = Layout(refuse_remote(place(path), "gc"))
     spec = read_store_info(layout.root).spec
     lock = Lock(layout.writers_lock)
     try:
@@ -90,7 +94,7 @@ def gc(path: str | Path, *, older_than_hours: float = 24.0) -> list[Path]:
         if free:
             for _, _, file in list(uncommitted_files(layout, spec)):
                 file.unlink(missing_ok=True)
-                removed.append(file)
+                removed.append(Path(str(file)))
     finally:
         lock.close()
     for name in group_names(layout):

@@ -131,7 +131,7 @@ class RowLoader:
         if len(missing):
             raise MissingSamples(
                 explain(
-                    f"{len(missing)} shards that the loader needs are not committed in {store.path}",
+                    f"{len(missing)} shards that the loader needs are not committed in {store.place}",
                     found=f"shard {missing[0]} missing, among others"
                     if len(missing) > 1
                     else f"shard {missing[0]} missing",

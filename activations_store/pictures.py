@@ -5,11 +5,10 @@ takes them along under the numbers that its samples have there. So does the colu
 it names a sample's own mask.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from .fileio import check_folder, read_small, write_atomic
+from .fileio import check_folder, exists, read_small, write_atomic
+from .objects import ObjectPath, Place
 
 FOLDERS = ("images", "masks")
 MAX_PICTURE_BYTES = 256 * 2**20
@@ -20,7 +19,7 @@ def picture_name(sample: int) -> str:
     return f"{sample:06d}.png"
 
 
-def find_pictures(root: Path, samples: Iterable[int]) -> Iterator[tuple[int, Path]]:
+def find_pictures(root: Place, samples: Iterable[int]) -> Iterator[tuple[int, Place]]:
     """(sample, file) of the pictures that lie beside a store, by folder and in the order of `samples`.
 
     Raises:
@@ -28,12 +27,12 @@ def find_pictures(root: Path, samples: Iterable[int]) -> Iterator[tuple[int, Pat
     """
     numbers = list(samples)
     for folder in (root / name for name in FOLDERS):
-        if os.path.lexists(folder):
+        if isinstance(folder, ObjectPath) or exists(folder):
             check_folder(folder)
-            yield from ((n, path) for n in numbers if os.path.lexists(path := folder / picture_name(n)))
+            yield from ((n, path) for n in numbers if exists(path := folder / picture_name(n)))
 
 
-def copy_pictures(root: Path, numbers: dict[int, int], out: Path, *, fsync: bool = False) -> None:
+def copy_pictures(root: Place, numbers: dict[int, int], out: Place, *, fsync: bool = False) -> None:
     """Copy pictures, each whole or not at all.
 
     Args:

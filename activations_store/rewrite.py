@@ -97,7 +97,7 @@ def subset(
     missing = np.setdiff1d(chosen, present)
     if len(missing):
         raise MissingSamples(
-            explain(f"{len(missing)} chosen samples of {store.path} are not committed", found=f"sample {missing[0]}")
+            explain(f"{len(missing)} chosen samples of {store.place} are not committed", found=f"sample {missing[0]}")
         )
     names = store.sites if sites is None else tuple(dict.fromkeys(sites))
     if not names:
@@ -114,11 +114,11 @@ def _check_alike(first: ActivationStore, other: ActivationStore) -> None:
         if getattr(first.spec, key) != getattr(other.spec, key):
             lines.append(f"{key} differ")
     if lines:
-        raise SpecMismatch(explain(f"{first.path} and {other.path} do not fit together", found="; ".join(lines[:6])))
+        raise SpecMismatch(explain(f"{first.place} and {other.place} do not fit together", found="; ".join(lines[:6])))
     lines = jsonio.differences(first.fingerprint, other.fingerprint)
     if lines:
         raise FingerprintMismatch(
-            explain(f"{first.path} and {other.path} come from different models", found="; ".join(lines))
+            explain(f"{first.place} and {other.place} come from different models", found="; ".join(lines))
         )
     if _columns(first) != _columns(other):
         raise InvalidSamples(
@@ -136,7 +136,7 @@ def committed_samples(store: ActivationStore) -> np.ndarray:
     for group in store.groups.values():
         kept = np.intersect1d(kept, group.committed_samples())
     if not len(kept):
-        raise MissingSamples(explain(f"No sample of {store.path} is committed", next_step="collect first"))
+        raise MissingSamples(explain(f"No sample of {store.place} is committed", next_step="collect first"))
     return kept
 
 
@@ -192,7 +192,7 @@ def _copy(
             for i in np.unique(origin[at]):
                 new = at[origin[at] == i]
                 pairs = zip(number[new].tolist(), new.tolist(), strict=True)
-                copy_pictures(sources[i][0].path, dict(pairs), writer.path, fsync=fsync)
+                copy_pictures(sources[i][0].place, dict(pairs), writer.place, fsync=fsync)
             writer.write_shard(shard, arrays, present)
             done += len(at)
             if progress is not None:

@@ -5,11 +5,11 @@ Columns: `sample` (int64, 0 .. n-1 in order), `prompt` (string), `seed` (int64),
 """
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMetadata, InvalidSamples, explain
-from .fileio import open_plain, sha256_of
+from .fileio import open_binary, sha256_of
+from .objects import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,13 +76,11 @@ def table_bytes(table: "pa.Table") -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
+def read_samples(path: Place, sha256: str, n_samples: int) -> "pa.Table":
     """Read and check the table.
 
     Raises `InvalidMetadata` when it is not the one the store was created with.
     """
-    import os
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -92,7 +90,7 @@ def read_samples(path: Path, sha256: str, n_samples: int) -> "pa.Table":
             raise InvalidMetadata(
                 explain(f"The sample table {path} was changed", found=f"SHA-256 {found}", expected=sha256)
             )
-        with os.fdopen(open_plain(path), "rb") as file:
+        with open_binary(path) as file:
             parquet = pq.ParquetFile(file)
             meta = parquet.metadata
             inflated = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))

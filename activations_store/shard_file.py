@@ -15,7 +15,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from .chunking import ChunkGrid
-from .fileio import TempFile
+from .fileio import NewObject, TempFile
 from .incoming import Incoming
 from .layout import ZSTD_LEVEL
 from .records import SiteRecord
@@ -25,7 +25,9 @@ ABSENT = np.uint64(2**64 - 1)
 """Offset and length of a chunk that is not in the file."""
 
 
-def write_site(temp: TempFile, spec: StoreSpec, site: SiteSpec, shard: int, incoming: Incoming) -> SiteRecord:
+def write_site(
+    temp: TempFile | NewObject, spec: StoreSpec, site: SiteSpec, shard: int, incoming: Incoming
+) -> SiteRecord:
     """Write one site's shard file into an open temporary file, finish it, and say what it holds."""
     values = incoming.values
     crcs = write_shard_file(temp, spec.grid(site.name), shard, values, site.stored_dtype.fill, spec.compression)
@@ -35,7 +37,12 @@ def write_site(temp: TempFile, spec: StoreSpec, site: SiteSpec, shard: int, inco
 
 
 def write_shard_file(
-    temp: TempFile, grid: ChunkGrid, shard: int, values: np.ndarray, fill: np.generic, compression: str | None
+    temp: TempFile | NewObject,
+    grid: ChunkGrid,
+    shard: int,
+    values: np.ndarray,
+    fill: np.generic,
+    compression: str | None,
 ) -> np.ndarray:
     """Write a shard into an open temporary file.
 

@@ -6,17 +6,16 @@ index. Reading a chunk is one positioned read and one checksum, straight into th
 speed from a file that any zarr reader opens.
 """
 
-import os
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 from google_crc32c import value as crc32c
 
 from .chunking import CRC_BYTES, INDEX_ENTRY_BYTES, ChunkGrid
 from .errors import CorruptShard, explain
-from .fileio import open_plain, read_into
+from .fileio import PlainFile
+from .objects import Place
 from .records import SiteRecord
 from .shard_file import ABSENT
 
@@ -24,7 +23,7 @@ from .shard_file import ABSENT
 _MAX_EXPANSION = 1024
 
 
-def parse_index(data: np.ndarray, n_chunks: int, file_bytes: int, path: Path) -> np.ndarray:
+def parse_index(data: np.ndarray, n_chunks: int, file_bytes: int, path: Place) -> np.ndarray:
     """Check and parse the index of a shard file.
 
     Args:
@@ -63,22 +62,22 @@ class ShardReader:
         compression: None or "zstd".
     """
 
-    def __init__(self, path: Path, grid: ChunkGrid, shard: int, record: SiteRecord, compression: str | None) -> None:
+    def __init__(self, path: Place, grid: ChunkGrid, shard: int, record: SiteRecord, compression: str | None) -> None:
         self.path = path
         self._grid = grid
         self._compressed = compression is not None
         self._crcs = record.chunk_crc32c
         n_chunks = int(np.prod(grid.chunks_per_shard))
         try:
-            self._fd = open_plain(path)
+            self._file = PlainFile(path)
         except FileNotFoundError as error:
             raise corrupt(path, "the file is missing") from error
         try:
-            size = os.fstat(self._fd).st_size
+            size = self._file.size
             if size != record.n_bytes or size < grid.index_bytes:
                 raise corrupt(path, f"{size} bytes where its commit record says {record.n_bytes}")
             tail = np.empty(n_chunks * INDEX_ENTRY_BYTES + CRC_BYTES, np.uint8)
-            read_into(self._fd, tail, size - len(tail), path)
+            self._file.read_into(tail, size - len(tail))
             self._index = parse_index(tail, n_chunks, size, path)
         except BaseException:
             self.close()
@@ -102,13 +101,13 @@ class ShardReader:
         if not self._compressed:
             if length != len(out):
                 raise corrupt(self.path, f"chunk {i} has {length} bytes, expected {len(out)}")
-            read_into(self._fd, out, offset, self.path)
+            self._file.read_into(out, offset)
             self._check(i, out)
             return
         if length > len(out) + _MAX_EXPANSION + len(out) // 128:
             raise corrupt(self.path, f"compressed chunk {i} has {length} bytes for {len(out)} of values")
         packed = np.empty(length, np.uint8)
-        read_into(self._fd, packed, offset, self.path)
+        self._file.read_into(packed, offset)
         self._check(i, packed)
         _zstd_into(packed, out, self.path, i)
 
@@ -118,7 +117,7 @@ class ShardReader:
         Zarr checks the former, this package the latter.
         """
         stored = np.empty(CRC_BYTES, np.uint8)
-        read_into(self._fd, stored, int(self._index[i, 0] + self._index[i, 1]) - CRC_BYTES, self.path)
+        self._file.read_into(stored, int(self._index[i, 0] + self._index[i, 1]) - CRC_BYTES)
         return int(stored.view("<u4")[0]) == int(self._crcs[i])
 
     def _check(self, i: int, data: np.ndarray) -> None:
@@ -127,13 +126,7 @@ class ShardReader:
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+        self._file.close()
 
 
 class ReaderCache:
@@ -170,7 +163,7 @@ class ReaderCache:
             self._readers.clear()
 
 
-def corrupt(path: Path, found: str) -> CorruptShard:
+def corrupt(path: Place, found: str) -> CorruptShard:
     """The error for a damaged shard file."""
     return CorruptShard(
         explain(
@@ -182,7 +175,7 @@ def corrupt(path: Path, found: str) -> CorruptShard:
     )
 
 
-def _zstd_into(packed: np.ndarray, out: np.ndarray, path: Path, i: int) -> None:
+def _zstd_into(packed: np.ndarray, out: np.ndarray, path: Place, i: int) -> None:
     """Decompress into exactly `out`.
 
     The declared size is compared first, so a bomb is refused before it inflates.

@@ -11,6 +11,7 @@ import numpy as np
 
 from .chunking import ChunkGrid
 from .errors import InvalidSelection, MissingEntries, explain
+from .objects import ObjectPath
 from .selection import BranchSelection, Selection, resolve, resolve_branches
 from .spec import SiteSpec
 
@@ -216,7 +217,13 @@ class SiteView:
         """
         import zarr
 
-        return zarr.open_array(self._store.path / "arrays" / self.spec.dir_name, mode="r", zarr_format=3)
+        place = self._store.place / "arrays" / self.spec.dir_name
+        if isinstance(place, ObjectPath):
+            from zarr.storage import ObjectStore
+
+            objects = ObjectStore(place.client, read_only=True)
+            return zarr.open_array(objects, path=place.key, mode="r", zarr_format=3)
+        return zarr.open_array(place, mode="r", zarr_format=3)
 
     def _positions(self, dim: int) -> np.ndarray:
         chosen = self._chosen[dim]

@@ -26,14 +26,14 @@ import numpy as np
 
 from . import jsonio
 from .errors import InvalidMetadata, InvalidStatistics, MissingSamples, explain
-from .fileio import Lock, check_folder, read_small, write_atomic
+from .fileio import check_folder, read_small, write_atomic
 from .layout import Layout
+from .locks import Lock
+from .objects import Place
 from .selection import BranchSelection, resolve_branches
 from .spec import StoreSpec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .site_view import SiteView
     from .store import ActivationStore
 
@@ -113,7 +113,7 @@ def compute_statistics(
     names = view.sel(branch=branches).branches
     shards = store.committed
     if not shards:
-        raise MissingSamples(explain(f"No shard of {site} is committed in {store.path}", next_step="collect first"))
+        raise MissingSamples(explain(f"No shard of {site} is committed in {store.place}", next_step="collect first"))
     steps = [_Accumulator(view.spec.channels, covariance, view.spec.dtype) for _ in range(store.spec.n_steps)]
     per_read = max(1, _BLOCK_ROWS // (view.spec.tokens * len(names)))
     per_read = -(-per_read // (g := store.spec.grid(site).chunk_shape[0])) * g  # no chunk is read twice
@@ -147,7 +147,7 @@ def read_statistics(store: "ActivationStore", site: str, *, branches: BranchSele
     return result
 
 
-def read_file(path: "Path", spec: StoreSpec) -> tuple[SiteStatistics, str]:
+def read_file(path: Place, spec: StoreSpec) -> tuple[SiteStatistics, str]:
     """What a file of statistics says, and the hash of what it covers (`basis_of`).
 
     Raises:
@@ -275,16 +275,16 @@ def _values(store: "ActivationStore", site: str) -> dict[int, str]:
     return {shard: store.record(shard).sites[site].values_sha256 for shard in store.committed}
 
 
-def _path(store: "ActivationStore", view: "SiteView", branches: BranchSelection) -> "Path":
+def _path(store: "ActivationStore", view: "SiteView", branches: BranchSelection) -> Place:
     spec = store.spec
     chosen = [spec.branches[b] for b in resolve_branches(branches, spec.branches)]
     suffix = "" if chosen == list(spec.branches) else "." + "+".join(chosen)
-    return Layout(store.path).statistics / f"{view.spec.dir_name}{suffix}.safetensors"
+    return Layout(store.place).statistics / f"{view.spec.dir_name}{suffix}.safetensors"
 
 
 def _write(store: "ActivationStore", result: SiteStatistics) -> None:
     basis_store = store.holding(result.site)
-    layout = Layout(basis_store.path)
+    layout = Layout(basis_store.place)
     layout.statistics.mkdir(exist_ok=True)
     check_folder(layout.statistics)
     lock = Lock(layout.writers_lock)
@@ -292,7 +292,7 @@ def _write(store: "ActivationStore", result: SiteStatistics) -> None:
         lock.acquire(exclusive=False, wait=True)  # gc leaves the temporary file alone
         path = _path(basis_store, basis_store.site(result.site), list(result.branches))
         basis = basis_of(basis_store.hashes, result.site, _values(basis_store, result.site))
-        write_atomic(path, _to_bytes(result, basis))
+        write_atomic(path, _to_bytes(result, basis), replace=True)
     finally:
         lock.close()
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from . import statistics as _statistics
 from . import verify as _verify
-from .errors import InvalidSelection, MissingSamples, UnknownLabel, UnknownSite, explain
+from .errors import InvalidSelection, InvalidStatistics, MissingSamples, UnknownLabel, UnknownSite, explain
+from .fileio import entries, names_in, refuse_remote
 from .groups import check_group, check_name, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
+from .objects import Place, place
 from .records import CommitRecord, read_record
 from .samples import read_samples
 from .selection import BranchSelection
@@ -49,8 +51,8 @@ class ActivationStore:
         self._record = lru_cache(maxsize=1024)(self._read_record)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open the store at `path`.
+    def open(cls, path: str | Place) -> Self:
+        """Open the store at `path`: a folder, or `s3://bucket/key` (objects.py).
 
         Raises:
             NotAStore: there is none.
@@ -58,15 +60,20 @@ class ActivationStore:
             InvalidMetadata: `store.json` or a `zarr.json` is damaged or hostile.
             UnsafePath: a part of it is a link or no plain file.
         """
-        layout = Layout(Path(path))
+        layout = Layout(place(path))
         info = read_store_info(layout.root)
         check_arrays(layout, info.spec)
         return cls(layout, info)
 
     @property
-    def path(self) -> Path:
-        """The store's folder."""
+    def place(self) -> Place:
+        """Where the store is: a folder, or a place in an object store."""
         return self._layout.root
+
+    @property
+    def path(self) -> Path:
+        """The store's folder; raises `NotInObjectStore` when it is no folder of this machine."""
+        return refuse_remote(self._layout.root, "The path of a store")
 
     @property
     def spec(self) -> StoreSpec:
@@ -112,7 +119,7 @@ class ActivationStore:
     def group_path(self, name: str) -> Path:
         """Folder of a site group, whether it is there or not; a name that cannot be one raises `InvalidSpec`."""
         check_name(name)
-        return self._layout.group(name)
+        return refuse_remote(self._layout.group(name), "The path of a group")
 
     @property
     def samples(self) -> "pa.Table":
@@ -167,7 +174,7 @@ class ActivationStore:
     @property
     def committed(self) -> list[int]:
         """Shards that have a commit record, ascending; listed anew at every call."""
-        numbers = (self._layout.record_number(p.name) for p in self._layout.commits.iterdir())
+        numbers = (self._layout.record_number(name) for name in names_in(self._layout.commits))
         return sorted(n for n in numbers if n is not None and n < self.spec.n_shards)
 
     @property
@@ -216,6 +223,11 @@ class ActivationStore:
                 return group
         raise UnknownSite(explain(f"No site {site!r} in the store", expected="one of " + ", ".join(self.sites)))
 
+    def n_bytes(self, site: str) -> int:
+        """Bytes of a site's files as they are now: shards, committed or not, and metadata."""
+        holder = self.holding(site)
+        return sum(size or 0 for _, size in entries(holder._layout.array(holder.spec.site(site))))
+
     def to_xarray(self) -> "xr.Dataset":
         """The store as a lazy `xarray.Dataset`; see `xarray_view.store_to_xarray`. Needs xarray."""
         from .xarray_view import store_to_xarray  # xarray is optional
@@ -228,6 +240,14 @@ class ActivationStore:
         Kept in the store, and computed again when shards were added.
         """
         return _statistics.site_statistics(self, site, branches=branches, covariance=covariance)
+
+    def has_statistics(self, site: str) -> bool:
+        """Whether statistics of a site, over all branches, are kept and true of what is committed now."""
+        try:
+            _statistics.read_statistics(self, site)
+        except (FileNotFoundError, InvalidStatistics):
+            return False
+        return True
 
     def verify(self, *, full: bool = True) -> list[_verify.Problem]:
         """Compare the store and its groups with their records; see `verify.verify_store`."""
@@ -259,7 +279,7 @@ class ActivationStore:
         except FileNotFoundError:
             raise MissingSamples(
                 explain(
-                    f"Samples {samples.start} to {samples.stop - 1} of {self.path} have not been collected",
+                    f"Samples {samples.start} to {samples.stop - 1} of {self.place} have not been collected",
                     found=f"{len(self.committed)} of {self.spec.n_shards} shards, without shard {shard}",
                     next_step="resume the collection, or read store.committed_samples() only",
                 )

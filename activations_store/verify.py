@@ -7,15 +7,13 @@ collect again.
 """
 
 import hashlib
-import os
-import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .errors import CorruptShard, InvalidMetadata, InvalidRecord, StoreError
-from .fileio import check_folder, sha256_of
+from .fileio import check_folder, entries, names_in, sha256_of
 from .groups import check_group, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .leftovers import temp_files, uncommitted_files
@@ -101,14 +99,14 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
         try:
             record = read_record(layout, info, shard)
         except (InvalidRecord, OSError) as error:
-            problems.append(Problem("record", str(error), _relative(layout, layout.record(shard)), shard))
+            problems.append(Problem("record", str(error), layout.relative(layout.record(shard)), shard))
             continue
         for site in info.spec.sites:
             path = layout.shard(site, shard)
             try:
                 _check_shard(layout, info, site, shard, record.sites[site.name], full=full)
             except (CorruptShard, StoreError, OSError) as error:
-                problems.append(Problem("shard", str(error), _relative(layout, path), shard, site.name))
+                problems.append(Problem("shard", str(error), layout.relative(path), shard, site.name))
     problems += _check_statistics(layout, info)
     problems += _strangers(layout, info)
     return sorted(problems, key=lambda p: not p.is_damage)
@@ -116,13 +114,13 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
 
 def _listed_records(layout: Layout, info: StoreInfo, problems: list[Problem]) -> list[int]:
     shards = []
-    for entry in sorted(os.scandir(layout.commits), key=lambda e: e.name):
-        shard = layout.record_number(entry.name)
+    for name in names_in(layout.commits):
+        shard = layout.record_number(name)
         if shard is not None and shard < info.spec.n_shards:
             shards.append(shard)
-        elif not entry.name.startswith("."):
+        elif not name.startswith("."):
             message = "a file that is no commit record of this store"
-            problems.append(Problem("unexpected", message, f"commits/{entry.name}"))
+            problems.append(Problem("unexpected", message, f"commits/{name}"))
     return shards
 
 
@@ -174,6 +172,7 @@ def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
     """Statistics that are damaged, or about other shards than are committed."""
     try:
         check_folder(layout.statistics)
+        names = [name for name in names_in(layout.statistics) if not name.startswith(".")]  # others are leftovers
     except FileNotFoundError:
         return []
     except StoreError as error:
@@ -183,17 +182,15 @@ def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
         with suppress(InvalidRecord, OSError):  # reported above
             records[shard] = read_record(layout, info, shard)
     problems = []
-    for path in sorted(layout.statistics.iterdir()):
-        if path.name.startswith("."):
-            continue  # a leftover
+    for path in (layout.statistics / name for name in names):
         try:
             found, basis = read_file(path, info.spec)
         except (StoreError, OSError) as error:
-            problems.append(Problem("statistics", str(error), _relative(layout, path)))
+            problems.append(Problem("statistics", str(error), layout.relative(path)))
             continue
         values = {shard: r.sites[found.site].values_sha256 for shard, r in records.items() if found.site in r.sites}
         if basis != basis_of(info.hashes, found.site, values):
-            problems.append(Problem("stale", "not about what is committed now", _relative(layout, path)))
+            problems.append(Problem("stale", "not about what is committed now", layout.relative(path)))
     return problems
 
 
@@ -202,23 +199,18 @@ def _strangers(layout: Layout, info: StoreInfo) -> list[Problem]:
     problems = []
     try:
         for path in temp_files(layout, info.spec):
-            problems.append(Problem("leftover", "left by a killed writer, or being written", _relative(layout, path)))
+            problems.append(Problem("leftover", "left by a killed writer, or being written", layout.relative(path)))
         for site, shard, path in uncommitted_files(layout, info.spec):
             kind = "uncommitted" if shard < info.spec.n_shards else "unexpected"
-            problems.append(Problem(kind, "a shard file without a commit record", _relative(layout, path), shard, site))
+            problems.append(Problem(kind, "a shard file without a commit record", layout.relative(path), shard, site))
         for site in info.spec.sites:
-            for entry in sorted(os.scandir(layout.array(site)), key=lambda e: e.name):
-                known = entry.name == "zarr.json" or layout.shard_number(entry.name) is not None
-                if not known and not entry.name.endswith(".tmp"):
-                    path = _relative(layout, layout.array(site) / entry.name)
+            for name, size in entries(layout.array(site)):
+                known = name == "zarr.json" or layout.shard_number(name) is not None
+                path = layout.relative(layout.array(site) / name)
+                if not known and not name.endswith(".tmp"):
                     problems.append(Problem("unexpected", "not a part of the format", path, None, site.name))
-                elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-                    path = _relative(layout, layout.array(site) / entry.name)
+                elif size is None:
                     problems.append(Problem("unexpected", "not a plain file", path, None, site.name))
     except (StoreError, OSError) as error:
         problems.append(Problem("metadata", str(error), "arrays"))
     return problems
-
-
-def _relative(layout: Layout, path: os.PathLike[str]) -> str:
-    return os.path.relpath(path, layout.root)

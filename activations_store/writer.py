@@ -3,7 +3,7 @@
 The protocol, for shard i: check shapes, dtypes and finiteness of every site (incoming.py); write each site's shard
 file under a temporary name (shard_file.py); rename them; then write the commit record and rename it. That last rename
 is the commit. A process killed anywhere before leaves nothing that a reader sees; started again, it writes the same
-bytes.
+bytes. In an object store there is no rename: each file is one put, the record's last (objects.py).
 
 Any number of processes may write different shards of one store. Two that write the same shard either agree
 (the second finds the first's record and keeps it) or the second fails with `ShardConflict`: a free test that
@@ -21,11 +21,13 @@ import numpy as np
 
 from .creation import add_group, create_store, read_same
 from .errors import InvalidRecord, ShardConflict, WriterClosed, explain
-from .fileio import Lock, TempFile, write_atomic
+from .fileio import NewObject, TempFile, new_file, refuse_remote, write_atomic
 from .groups import check_name
 from .incoming import prepare
 from .layout import Layout, StoreInfo
 from .leftovers import remove_dead_temp_files
+from .locks import Lock
+from .objects import ObjectPath, Place, place
 from .records import CommitRecord, SiteRecord, read_record
 from .shard_file import write_site
 from .spec import StoreSpec
@@ -60,7 +62,7 @@ class StoreWriter:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Place,
         spec: StoreSpec,
         samples: "pa.Table",
         *,
@@ -73,7 +75,7 @@ class StoreWriter:
         """Make an empty store and open it for writing.
 
         Args:
-            path: a folder that does not exist yet or holds no store.
+            path: a folder that does not exist yet or holds no store, or `s3://bucket/key` (objects.py).
             spec: what will be stored.
             samples: the sample table (samples.py).
             fingerprint: the model, as JSON values.
@@ -87,14 +89,14 @@ class StoreWriter:
             InvalidSamples: the table does not fit the spec.
             DiskFull: the store would not fit.
         """
-        layout = Layout(Path(path))
+        layout = Layout(place(path))
         info = create_store(layout, spec, samples, fingerprint, plan, fsync=fsync, check_space=check_space)
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @classmethod
     def extend(
         cls,
-        path: str | Path,
+        path: str | Place,
         group: str,
         spec: StoreSpec,
         *,
@@ -126,7 +128,7 @@ class StoreWriter:
             DiskFull: the group would not fit.
         """
         check_name(group)
-        base = Layout(Path(path))
+        base = Layout(place(path))
         target = add_group(base, group, spec, fingerprint, plan, fsync=fsync, check_space=check_space)
         info = read_same(target, spec, fingerprint, plan)
         return cls(target, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
@@ -134,7 +136,7 @@ class StoreWriter:
     @classmethod
     def resume(
         cls,
-        path: str | Path,
+        path: str | Place,
         *,
         spec: StoreSpec,
         fingerprint: Mapping[str, Any],
@@ -149,14 +151,19 @@ class StoreWriter:
             SpecMismatch, PlanMismatch, FingerprintMismatch: the store was created for something else; the
                 message names the fields that differ, with both values.
         """
-        layout = Layout(Path(path))
+        layout = Layout(place(path))
         info = read_same(layout, spec, fingerprint, plan)
         return cls(layout, info, allow_nonfinite=allow_nonfinite, fsync=fsync)
 
     @property
-    def path(self) -> Path:
-        """The store's folder."""
+    def place(self) -> Place:
+        """Where the store is: a folder, or a place in an object store."""
         return self._layout.root
+
+    @property
+    def path(self) -> Path:
+        """The store's folder; raises `NotInObjectStore` when it is no folder of this machine."""
+        return refuse_remote(self._layout.root, "The path of a store")
 
     @property
     def spec(self) -> StoreSpec:
@@ -192,14 +199,14 @@ class StoreWriter:
             DiskFull: no room; nothing of this shard is left on disk.
         """
         if not self._closer.alive:
-            raise WriterClosed(explain(f"The writer of {self.path} is closed", next_step="open it with resume"))
+            raise WriterClosed(explain(f"The writer of {self.place} is closed", next_step="open it with resume"))
         allow = self._allow_nonfinite
         incoming = prepare(self.spec, shard, arrays, present or {}, allow_nonfinite=allow)
         with ExitStack() as stack:
-            temps: list[TempFile] = []
+            temps: list[TempFile | NewObject] = []
             sites: dict[str, SiteRecord] = {}
             for site in self.spec.sites:
-                temps.append(stack.enter_context(TempFile(self._layout.shard(site, shard), fsync=self._fsync)))
+                temps.append(stack.enter_context(new_file(self._layout.shard(site, shard), fsync=self._fsync)))
                 # Popped: what was encoded for this site is free before the next one is written.
                 sites[site.name] = write_site(temps[-1], self.spec, site, shard, incoming.pop(site.name))
             record = CommitRecord(shard, self.spec.shard_samples(shard), sites, self._info.hashes)
@@ -208,11 +215,14 @@ class StoreWriter:
     def discard(self, shards: Iterable[int]) -> None:
         """Remove the commit records of damaged shards, which makes them pending.
 
-        Their files stay until rewritten.
+        Their files stay until rewritten; objects, which are never overwritten, are removed after the record.
         """
         for shard in shards:
             self.spec.shard_samples(shard)  # refuses a number that is no shard
             self._layout.record(shard).unlink(missing_ok=True)
+            if isinstance(self.place, ObjectPath):
+                for site in self.spec.sites:
+                    self._layout.shard(site, shard).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give up the store's lock. Committed shards need no closing."""
@@ -233,7 +243,7 @@ class StoreWriter:
             logger.warning("%s", error)
             return None
 
-    def _commit(self, record: CommitRecord, temps: list[TempFile]) -> CommitRecord:
+    def _commit(self, record: CommitRecord, temps: list[TempFile | NewObject]) -> CommitRecord:
         """Publish files and record, or find that another writer was first.
 
         The lock is held for a few renames only.
@@ -252,7 +262,7 @@ class StoreWriter:
                     return existing
                 raise ShardConflict(
                     explain(
-                        f"Shard {record.shard} of {self.path} is committed already with other values",
+                        f"Shard {record.shard} of {self.place} is committed already with other values",
                         found=f"different values at {', '.join(different)}",
                         expected="the same bytes from the same plan",
                         next_step="find out why the run differs: device, versions, batch size",

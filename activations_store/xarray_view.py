@@ -61,7 +61,7 @@ def store_to_xarray(store: "ActivationStore") -> "xr.Dataset":
         variables[name] = _variable(view, dimensions, {}).variable
         if token not in coordinates:
             coordinates[token] = (token, view.tokens)
-    attributes = {"spec": store.hashes["spec"], "plan": store.hashes["plan"], "path": str(store.path)}
+    attributes = {"spec": store.hashes["spec"], "plan": store.hashes["plan"], "path": str(store.place)}
     return xarray.Dataset(variables, coords=coordinates, attrs=attributes)
 
 

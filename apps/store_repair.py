@@ -48,7 +48,7 @@ def plan_of(store: ActivationStore, images: Path | None = None) -> CapturePlan |
     }
     if kind is ImagePlan:
         if images is None:
-            raise CannotRepair(f"{store.path}: it was made from real images. Say where they are: --images FOLDER.")
+            raise CannotRepair(f"{store.place}: it was made from real images. Say where they are: --images FOLDER.")
         found = read_images(images, limit=store.spec.n_samples)
         given |= {"folder": str(found.folder), "files": found.files, "sha256": found.sha256, "masks": found.masks}
     names = {field.name for field in fields(kind)} - set(kind.SAMPLE_FIELDS)
@@ -59,13 +59,13 @@ def plan_of(store: ActivationStore, images: Path | None = None) -> CapturePlan |
             plan = kind(**{**kept, **given, "images": saved})
         except (ProbeError, TypeError) as error:
             raise CannotRepair(
-                f"{store.path}: its plan is none of denoscope collect ({error}). Collect it again the way it was made."
+                f"{store.place}: its plan is none of denoscope collect ({error}). Collect it again the way it was made."
             ) from error
         if plan.content_hash() == record.get("plan_hash"):
             return plan
     where = "store.json and the sample table" if images is None else f"store.json, the sample table and {images}"
     raise CannotRepair(
-        f"{store.path}: {where} do not make the plan with hash {record.get('plan_hash')}. "
+        f"{store.place}: {where} do not make the plan with hash {record.get('plan_hash')}. "
         "Collect it again the way it was made."
     )
 
@@ -96,13 +96,20 @@ def repair(
         device: where it runs.
         images: folder of the real images that the store was made from, if it was.
 
+    In an object store damaged shards are removed and not collected again.
+
     Raises:
         CannotRepair: metadata are damaged, or a plan cannot be rebuilt; nothing was changed then.
         activations_store.errors.FingerprintMismatch: the model is another one now; nothing was changed.
     """
     beyond = [p.path for p in damage if p.kind in ("metadata", "samples")]
     if beyond:
-        raise CannotRepair(f"{store.path}: {', '.join(beyond[:3])} cannot be computed again. Restore them from a copy.")
+        raise CannotRepair(
+            f"{store.place}: {', '.join(beyond[:3])} cannot be computed again. Restore them from a copy."
+        )
+    if not isinstance(store.place, Path):
+        yield from _drop(store, damage)
+        return
     parts = []
     for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
         holder = store if group is None else store.groups[group]
@@ -117,6 +124,21 @@ def repair(
             (store.path / problem.path).unlink(missing_ok=True)
             yield f"removed {problem.path}: it is computed again when it is next asked for"
     store.close()
+
+
+def _drop(store: ActivationStore, damage: list[Problem]) -> Iterator[str]:
+    """Remove what is damaged from an object store, where nothing is overwritten: sound shards can be copied there."""
+    from activations_store import StoreWriter
+
+    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
+        holder = store if group is None else store.groups[group]
+        shards = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
+        given = {"spec": holder.spec, "fingerprint": holder.fingerprint, "plan": holder.plan}
+        with StoreWriter.resume(holder.place, **given) as writer:
+            writer.discard(shards)
+        yield f"removed shards {', '.join(map(str, shards))}{'' if group is None else f' of group {group}'}"
+    store.close()
+    yield f"copy them again from a store that has them: denoscope store copy STORE {store.place}"
 
 
 def _collect_again(path: Path, part: _Part, pipe: DiffusionPipeline) -> Iterator[str]:

@@ -82,6 +82,7 @@ def test_killed_anywhere(tiny_folder: Path, tmp_path: Path) -> None:
 
         def run(place: Path, k: int) -> int:
             print(json.dumps([str(place), k, str(log)]), file=child.stdin, flush=True)
+            assert child.stdout is not None
             return int(child.stdout.readline())
 
         for k in CALLS:
@@ -91,5 +92,6 @@ def test_killed_anywhere(tiny_folder: Path, tmp_path: Path) -> None:
                 assert not [p for p in ActivationStore.open(out).verify() if p.is_damage]
         assert len(killed_at) >= 3  # of pictures, renames, writes and opened files
         assert run(out, 0) == 0
+        assert child.stdin is not None
         child.stdin.close()
     assert tree_hashes(out) == whole

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from store_support import BITS, JOINED, complete_store, create, shard_arrays, small_spec, tree_hashes
+from store_support import BITS, JOINED, complete_store, create, resume, shard_arrays, small_spec, tree_hashes
 from test_store_groups import extend, write_pending
 
 from activations_store import ActivationStore
 from apps.cli import main
 
-ACTIONS = ("info", "verify", "gc", "merge", "subset", "export")
+ACTIONS = ("info", "verify", "gc", "merge", "subset", "copy", "export")
 
 
 @pytest.fixture
@@ -32,9 +32,21 @@ def test_info(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "info", str(path)]) == 0
     out = capsys.readouterr().out
     assert "11 of 11 samples" in out
-    assert "unet.mid_block:out: 16 tokens x 8 float16" in out
-    assert "late: 3 tokens x 4 float16" in out
-    assert "group more (2 samples)" in out
+    table = [line.split("  ") for line in out.splitlines() if " of " in line and " x " in line]
+    cells = {row[0]: [cell.strip() for cell in row if cell.strip()][1:] for row in table}
+    assert cells[JOINED.name][:3] == ["16 x 8", "float16", "3 of 3"]
+    assert cells["late"][:3] == ["3 x 4", "float16", "1 of 6"]
+    assert cells["late"][-1] == "group more"
+    assert cells[JOINED.name][-1] == cells["late"][-2] == "none"
+    ActivationStore.open(path).statistics(JOINED.name)
+    (path / "commits/000001.json").unlink()
+    assert main(["store", "info", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 3" in out and "shards without a commit record: 1" in out
+    assert "kept" not in out  # statistics are not about what is committed now
+    write_pending(resume(path, small_spec(JOINED)))
+    assert main(["store", "info", str(path)]) == 0
+    assert "kept" in capsys.readouterr().out
     assert main(["store", "info", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["factors"] == ["object", "style"]

@@ -236,8 +236,9 @@ def test_images_and_masks_come_along(tmp_path: Path) -> None:
 def test_a_stopped_copy_brings_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = with_pictures(tmp_path / "a", small_spec(JOINED))
     whole = tree_hashes(subset(source, tmp_path / "whole").path)
-    stopped = 0
-    for k in range(1, 100):
+    k = stopped = 0
+    while True:
+        k += 1
         fail = FailAt(k, OSError(errno.EIO, "injected"))
         with monkeypatch.context() as patch:
             patch.setattr(fileio, "rename", fail.wrap(fileio.rename))

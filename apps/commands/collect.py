@@ -89,6 +89,11 @@ def run(options: argparse.Namespace) -> None:
 
     if options.seed < 0:
         raise InvalidOption(f"--seed {options.seed}: expected a whole number from 0.")
+    if options.out.parts[:1] == ("s3:",):
+        raise InvalidOption(
+            f"--out {options.out}: a collection is made in a folder of this machine. Then take it to an object store: "
+            "denoscope store copy OUT s3://BUCKET/KEY"
+        )
     plan, pipe = _plan(options)
     out = Run(options.out).store
     place = group_folder(out, options.group)

@@ -1,4 +1,4 @@
-"""``denoscope store``: look at, check, mend, clean, join, cut and export activation stores."""
+"""``denoscope store``: look at, check, mend, clean, join, cut, copy and export activation stores."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ denoscope store subset runs/x --samples 0-99 --out runs/first/store
 denoscope store subset runs/x --label object=cup --label style=neon,flat --steps 5-14 --out runs/cups/store
 denoscope store subset runs/x --sites unet.mid_block:out --branches cond --out runs/mid/store
 """
+_COPY = """
+denoscope store copy runs/x s3://bucket/runs/x
+denoscope store copy s3://bucket/runs/x runs/x/store
+"""
 _EXPORT = """
 denoscope store export runs/x --out runs/x-npy
 denoscope store export runs/x --format safetensors --sites unet.mid_block:out --out runs/x-rows
@@ -50,10 +54,13 @@ denoscope store export runs/x --format safetensors --sites unet.mid_block:out --
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its actions."""
-    about = "Look at, check, mend, clean, join, cut and export activation stores. STORE is a store or a run folder."
+    about = (
+        "Look at, check, mend, clean, join, cut, copy and export activation stores. STORE is a store or a run folder; "
+        "for info, verify and copy it may be s3://BUCKET/KEY too."
+    )
     parser = commands.add_parser(
         "store",
-        help="inspect, verify, repair, merge, cut and export stores",
+        help="inspect, verify, repair, merge, cut, copy and export stores",
         description=about,
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +69,7 @@ def add_parser(commands: Commands) -> None:
     info = add_command(
         actions, "info", run_info, summary="what a store holds", about="Print what a store holds.", example=_INFO
     )
-    info.add_argument("store", type=Path, metavar="STORE")
+    info.add_argument("store", type=_place, metavar="STORE")
     info.add_argument("--json", action="store_true", help="print JSON")
     verify = add_command(
         actions,
@@ -73,7 +80,7 @@ def add_parser(commands: Commands) -> None:
         f"The exit status is {DAMAGED} when something is damaged.",
         example=_VERIFY,
     )
-    verify.add_argument("store", type=Path, metavar="STORE")
+    verify.add_argument("store", type=_place, metavar="STORE")
     verify.add_argument("--fast", action="store_true", help="metadata, records, file types and sizes only")
     verify.add_argument("--repair", action="store_true", help="collect damaged shards again with the store's own plan")
     verify.add_argument("--model", help="where the plan's model lies now (default: the name in the plan)")
@@ -115,6 +122,19 @@ def add_parser(commands: Commands) -> None:
         example=_SUBSET,
         resumable=True,
     )
+    copy = add_command(
+        actions,
+        "copy",
+        run_copy,
+        summary="to or from an object store",
+        about="Copy a store byte for byte, checked by its hashes, to another folder or to or from an S3-compatible "
+        "object store. Region, credentials and endpoint are those of the environment (AWS_REGION, AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL). Nothing in an object store is overwritten.",
+        example=_COPY,
+        resumable=True,
+    )
+    copy.add_argument("store", type=_place, metavar="STORE")
+    copy.add_argument("out", type=_place, metavar="OUT", help="folder of the copy, or s3://BUCKET/KEY")
     export = add_command(
         actions,
         "export",
@@ -142,7 +162,8 @@ def add_parser(commands: Commands) -> None:
 
 def run_info(options: argparse.Namespace) -> None:
     """Print what a store holds."""
-    facts = describe(_open(options.store))
+    store = _open(options.store)
+    facts = describe(store)
     if options.json:
         print(json.dumps(facts, indent=1))
         return
@@ -154,14 +175,27 @@ def run_info(options: argparse.Namespace) -> None:
     print(f"branches {', '.join(facts['branches'])}")
     print(f"labels   {', '.join(facts['factors']) or 'none'}")
     print(f"plan     {facts['hashes']['plan']}")
+    rows = [("site", "tokens x channels", "dtype", "shards", "size", "statistics", "")]
     for site in facts["sites"]:
-        group = f", group {site['group']} ({site['committed_samples']} samples)" if site["group"] else ""
-        missing = ", maps may be missing" if site["ragged"] else ""
-        zstd = ", zstd" if site["compression"] else ""
-        print(
-            f"  {site['name']}: {site['tokens']} tokens x {site['channels']} {site['dtype']}"
-            f"{zstd}, {_size(site['bytes'])}{missing}{group}"
+        notes = [f"group {site['group']}"] if site["group"] else []
+        notes += ["maps may be missing"] if site["ragged"] else []
+        rows.append(
+            (
+                site["name"],
+                f"{site['tokens']} x {site['channels']}",
+                site["dtype"] + (f" {site['compression']}" if site["compression"] else ""),
+                f"{site['committed_shards']} of {site['shards']}",
+                _size(site["bytes"]),
+                "kept" if site["statistics"] else "none",
+                ", ".join(notes),
+            )
         )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    missing = sorted(set(range(facts["shards"])) - set(store.committed))
+    if missing:
+        print(f"shards without a commit record: {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}")
 
 
 def describe(store: ActivationStore) -> dict[str, Any]:
@@ -179,13 +213,16 @@ def describe(store: ActivationStore) -> dict[str, Any]:
             "compression": holder.spec.compression,
             "ragged": holder.spec.ragged,
             "committed_samples": holder.n_committed_samples,
-            "bytes": sum(f.stat().st_size for f in (holder.path / "arrays" / site.dir_name).iterdir()),
+            "shards": holder.spec.n_shards,
+            "committed_shards": len(holder.committed),
+            "statistics": holder.has_statistics(site.name),
+            "bytes": holder.n_bytes(site.name),
         }
         for group, holder in holders.items()
         for site in holder.spec.sites
     ]
     return {
-        "path": str(store.path),
+        "path": str(store.place),
         "samples": spec.n_samples,
         "committed_samples": store.n_committed_samples,
         "shards": spec.n_shards,
@@ -210,7 +247,7 @@ def run_verify(options: argparse.Namespace) -> int:
         print(f"{'DAMAGED' if problem.is_damage else problem.kind}: {problem.path}: {problem.message}")
     if not damage:
         how = "sizes and records agree" if options.fast else "every byte is what was committed"
-        print(f"{store.path}: sound, {how} ({store.n_committed_samples} of {store.spec.n_samples} samples)")
+        print(f"{store.place}: sound, {how} ({store.n_committed_samples} of {store.spec.n_samples} samples)")
         return 0
     if not options.repair:
         for line in what_to_run(store, damage):
@@ -221,7 +258,7 @@ def run_verify(options: argparse.Namespace) -> int:
     for line in repair(store, damage, model=options.model, device=options.device, images=options.images):
         print(line)
     left = [problem for problem in store.verify(full=not options.fast) if problem.is_damage]
-    print(f"{store.path}: {'sound' if not left else f'{len(left)} problems are left'}")
+    print(f"{store.place}: {'sound' if not left else f'{len(left)} problems are left'}")
     return DAMAGED if left else 0
 
 
@@ -230,13 +267,13 @@ def what_to_run(store: ActivationStore, damage: list[Problem]) -> list[str]:
     lines = []
     for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
         wanted = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
-        spec = store.spec if group is None else type(store).open(store.group_path(group)).spec
+        spec = store.spec if group is None else type(store).open(store.place / "groups" / group).spec
         samples = ", ".join(f"{r.start}-{r.stop - 1}" for r in map(spec.shard_samples, wanted))
         of = "" if group is None else f" of group {group}"
         lines.append(f"run again: shards {', '.join(map(str, wanted))}{of} (samples {samples})")
     if lines:
         images = " --images FOLDER" if "mode" in store.plan else ""
-        lines.append(f"  denoscope store verify {store.path} --repair{images}")
+        lines.append(f"  denoscope store verify {store.place} --repair{images}")
     if any(p.kind == "statistics" for p in damage):
         lines.append("statistics are computed again when they are next asked for")
     if any(p.kind in ("metadata", "samples") for p in damage):
@@ -275,6 +312,17 @@ def run_subset(options: argparse.Namespace) -> None:
     print(f"{made.spec.n_samples} samples in {options.out}")
 
 
+def run_copy(options: argparse.Namespace) -> None:
+    """Copy."""
+    from activations_store import copy
+    from apps.progress import bar
+
+    store = _open(options.store)
+    with bar("copy", "shard") as progress:
+        out = copy(store.place, options.out, progress=progress)
+    print(f"{store.n_committed_samples} of {store.spec.n_samples} samples in {out}")
+
+
 def run_export(options: argparse.Namespace) -> None:
     """Write plain files."""
     from activations_store import export
@@ -293,10 +341,15 @@ def run_export(options: argparse.Namespace) -> None:
     print(f"{sum(1 for _ in out.iterdir())} files in {out}")
 
 
-def _open(path: Path) -> ActivationStore:
+def _place(text: str) -> str | Path:
+    """A folder, or a place in an object store, which is no path of this machine."""
+    return text if text.startswith("s3://") else Path(text)
+
+
+def _open(path: str | Path) -> ActivationStore:
     from activations_store import ActivationStore
 
-    return ActivationStore.open(store_folder(path))
+    return ActivationStore.open(path if isinstance(path, str) else store_folder(path))
 
 
 def _selection(store: ActivationStore, options: argparse.Namespace) -> dict[str, Any]:
