@@ -26,6 +26,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.lam = lam
+        self.prediction = "epsilon"
         self.head = torch.nn.Conv2d(in_channels, in_channels, 1, bias=False)
         torch.nn.init.dirac_(self.head.weight)
         self.alphas_cumprod = torch.empty(0, dtype=torch.float64)
@@ -43,7 +44,10 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         abar = self.alphas_cumprod[int(timestep)]
         mu = encoder_hidden_states.mean((1, 2))[:, None, None, None]
         eps = (1 - abar).sqrt() * (sample - abar.sqrt() * mu) / (abar * self.lam + 1 - abar)
-        return (self.head(eps),)
+        eps = self.head(eps)
+        x0 = (sample - (1 - abar).sqrt() * eps) / abar.sqrt()
+        velocity = abar.sqrt() * eps - (1 - abar).sqrt() * x0
+        return ({"epsilon": eps, "v_prediction": velocity, "sample": x0}[self.prediction],)
 
 
 def gaussian_pipe() -> StableDiffusionPipeline:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from intervention_world import LAM, gaussian_pipe, latents
 
 from probe.errors import InvalidIntervention, InvalidRequest, UnsupportedPipeline
@@ -156,6 +157,33 @@ def test_clean_sample_and_noise_are_two_views_of_one_output(pipe):
         pipe, Intervention("sampler:eps", AddDirection(-math.sqrt(abar / (1 - abar)) * d * ONES), steps=[step])
     )
     torch.testing.assert_close(x0, eps, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize(("port", "inject"), [("eps", "both"), ("eps", "x0"), ("x0", "both"), ("x0", "direction")])
+def test_what_the_denoiser_predicts_does_not_matter(pipe, port, inject, prediction):
+    """The same Gaussian as a noise, velocity or sample predictor: the same edit, the same pictures."""
+    edit = Intervention(f"sampler:{port}", AddDirection(C * ONES), inject=inject)
+    expected = response(pipe, edit, guidance=3.0, steps=10)
+    other = gaussian_pipe()
+    other.scheduler.register_to_config(prediction_type=prediction)
+    other.unet.prediction = prediction
+    torch.testing.assert_close(response(other, edit, guidance=3.0, steps=10), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # the scheduler's own tables
+@pytest.mark.parametrize("site", ["sampler:eps", "sampler:x0", "sampler:x_t", "unet.head"])
+def test_samplers_in_another_scale(pipe, site):
+    """Euler's method on x / sqrt(abar) is DDIM; its tables are float32."""
+    edit = Intervention(site, AddDirection(C * ONES), steps=range(3, 6))
+    expected = response(pipe, edit, guidance=3.0, steps=10)
+    other = gaussian_pipe()
+    other.scheduler = EulerDiscreteScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="leading", steps_offset=0
+    )
+    found = response(other, edit, guidance=3.0, steps=10)
+    assert float(expected.abs().max()) > 1e-2
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_state_edit_is_carried_by_the_recursion(pipe):
