@@ -1,22 +1,22 @@
 """Learning rate and k on canvas: `python -m benchmarks.sae_sweep STORE --work FOLDER --out FILE.json`.
 
-The rule of `TrainConfig.peak_lr`, c / sqrt(d_sae), is of Gao et al. 2024 (arXiv 2406.04093), whose dictionaries and
-runs are far larger than those of a small diffusion model. Here dictionaries of several widths are trained with
-multiples of the rule's rate; the measure is explained variance on held-out samples, and the share of features that
-never fire there. The rule's exponent holds if the best multiple is the same for all widths, its constant if that
-multiple is 1. `ev_lost_by_rule_*` is what following the rule costs against the best rate tried.
+The rule of Gao et al. 2024 (arXiv 2406.04093), 2e-4 / sqrt(d_sae / 2^14), is of dictionaries and runs far larger than
+those of a small diffusion model. Here dictionaries of several widths are trained with multiples of its rate; the
+measure is explained variance on held-out samples, and the share of features that never fire there. The rule's exponent
+holds if the best multiple is the same for all widths, its constant if that multiple is 1; how far that depends on the
+length of a run is tried at one width. High rates buy explained variance with dead features: `best_multiple_*` is the
+best of all, `best_alive_multiple_*` the best with less than 1 % dead, `ev_gained_*` what that has more than the rule.
 
-A second sweep varies k at the rule's rate.
+A second sweep varies k.
 
-The store is canvas's: `denoscope collect --model canvas --sites up_blocks.1 --prompts canvas:320 --steps 10`. All
-dictionaries of a width are trained from one read, one thread. A stopped sweep goes on where it was; --quick ends
+The store is canvas's: `denoscope collect --model canvas --sites up_blocks.1 --prompts canvas:320 --steps 10`. The
+dictionaries of a group are trained from one read, by one thread. A stopped sweep goes on where it was; --quick ends
 within two minutes and says nothing about the rule.
 """
 
 import argparse
-import math
-import statistics
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,8 +27,17 @@ from sae import TrainConfig, train_many
 
 SITE = "unet.up_blocks.1:out"
 MULTIPLES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-LR_SWEEP = ((192, 16), (768, 16), (1536, 16))  # (d_sae, k)
-K_SWEEP = (768, (4, 8, 16, 32, 64))
+SHORT = (1.0, 4.0, 8.0, 16.0)  # multiples where the run is costly
+LR_SWEEP = (  # (d_sae, length of the run as a multiple of --rows, multiples of the rule's rate)
+    (192, 1.0, MULTIPLES),
+    (768, 1.0, MULTIPLES),
+    (192, 0.25, SHORT),
+    (192, 4.0, SHORT),
+    (1536, 1.0, SHORT),
+)
+K = 16
+K_SWEEP = (768, (4, 8, 16, 32, 64), 4.0)  # d_sae, values of k, multiple of the rule's rate
+_ALIVE = 0.01  # share of dead features that is taken for none
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,77 +52,80 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     store = ActivationStore.open(options.store)
-    rows_each = 40_000 if options.quick else options.rows
-    lr_sweep, multiples = (LR_SWEEP[:1], MULTIPLES[:3]) if options.quick else (LR_SWEEP, MULTIPLES)
+    lr_sweep = ((192, 0.05, MULTIPLES[:3]),) if options.quick else LR_SWEEP
     rows: list[dict[str, Any]] = []
     for seed in range(1 if options.quick else options.seeds):
-        for d_sae, k in lr_sweep:
-            rows += sweep(store, options.work, rows_each, seed, [(d_sae, k, m) for m in multiples])
-            write(options, rows, rows_each)
+        for d_sae, length, multiples in lr_sweep:
+            rows += sweep(store, options, seed, length, [(d_sae, K, multiple) for multiple in multiples])
+            write(options, rows)
         if not options.quick:
-            rows += sweep(store, options.work, rows_each, seed, [(K_SWEEP[0], k, 1.0) for k in K_SWEEP[1]])
-            write(options, rows, rows_each)
+            d_sae, ks, multiple = K_SWEEP
+            rows += sweep(store, options, seed, 1.0, [(d_sae, k, multiple) for k in ks if k != K])
+            write(options, rows)
 
 
 def sweep(
-    store: ActivationStore, work: Path, rows: int, seed: int, settings: list[tuple[int, int, float]]
+    store: ActivationStore,
+    options: argparse.Namespace,
+    seed: int,
+    length: float,
+    settings: list[tuple[int, int, float]],
 ) -> list[dict[str, Any]]:
     """Trains (d_sae, k, multiple of the rule's rate) from one read; a row of results for each."""
     configs, folders = [], []
+    rows = round(length * options.rows)
     for d_sae, k, multiple in settings:
-        rule = TrainConfig(SITE, d_sae=d_sae, k=k, rows=rows).peak_lr(d_sae)
-        row_seed = None if seed == 0 else 0  # the same rows for all seeds, so that only initial values differ
+        # The same rows for all seeds, so that only initial values differ.
+        row_seed = None if seed == 0 else 0
+        rate = multiple * rule(d_sae)
         configs.append(
-            TrainConfig(
-                SITE,
-                d_sae=d_sae,
-                k=k,
-                rows=rows,
-                lr=multiple * rule,
-                seed=seed,
-                row_seed=row_seed,
-                eval_rows=100_000,
-            )
+            TrainConfig(SITE, d_sae=d_sae, k=k, rows=rows, lr=rate, seed=seed, row_seed=row_seed, eval_rows=100_000)
         )
-        folders.append(work / f"d{d_sae}-k{k}-x{multiple:g}-seed{seed}")
+        name = f"d{d_sae}-k{k}-x{multiple:g}-seed{seed}"
+        folders.append(options.work / (name if length == 1 else f"{name}-rows{rows}"))
     found = []
-    for (d_sae, k, multiple), config, result in zip(
-        settings, configs, train_many(store, configs, folders), strict=True
-    ):
+    results = train_many(store, configs, folders)
+    for (d_sae, k, multiple), config, result in zip(settings, configs, results, strict=True):
         metrics = result.metrics
-        row = {"d_sae": d_sae, "k": k, "multiple": multiple, "lr": config.lr, "seed": seed}
+        row = {"d_sae": d_sae, "k": k, "multiple": multiple, "lr": config.lr, "seed": seed, "steps": result.n_batches}
         row |= {name: metrics[name] for name in ("explained_variance", "dead_fraction", "l0")}
         row["dead_in_training"] = metrics["dead_in_training"] / d_sae
         found.append(row)
         print(
-            f"d_sae {d_sae} k {k} lr {config.lr:.2e} ({multiple:g} x rule) seed {seed}: explained variance "
-            f"{row['explained_variance']:.4f}, dead {row['dead_fraction']:.1%}",
+            f"d_sae {d_sae} k {k} steps {result.n_batches} lr {config.lr:.2e} ({multiple:g} x) seed {seed}: explained "
+            f"variance {row['explained_variance']:.4f}, dead {row['dead_fraction']:.1%}",
             flush=True,
         )
     return found
 
 
-def write(options: argparse.Namespace, rows: list[dict[str, Any]], rows_each: int) -> None:
+def rule(d_sae: int) -> float:
+    """The rate of Gao et al. 2024, of which multiples are tried."""
+    return 2e-4 / (d_sae / 2**14) ** 0.5
+
+
+def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of what is there so far."""
-    config = {"site": SITE, "rows": rows_each, "seeds": options.seeds, "quick": options.quick, "threads": 1}
+    config = {"site": SITE, "rows": options.rows, "seeds": options.seeds, "quick": options.quick, "threads": 1}
     Measurement("sae_sweep", rows, ratios_of(rows), config=config).write(options.out)
 
 
 def ratios_of(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The best multiple of each width and k, and what the rule loses against it; means over seeds."""
-    means: dict[tuple[int, int], dict[float, float]] = {}
-    for d_sae, k, multiple in {(r["d_sae"], r["k"], r["multiple"]) for r in rows}:
-        same = [r["explained_variance"] for r in rows if (r["d_sae"], r["k"], r["multiple"]) == (d_sae, k, multiple)]
-        means.setdefault((d_sae, k), {})[multiple] = statistics.fmean(same)
+    """The best multiples of each width and length, and what they gain; means over seeds."""
+    groups: dict[tuple[int, int], dict[float, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if row["k"] == K:
+            groups.setdefault((row["d_sae"], row["steps"]), {}).setdefault(row["multiple"], []).append(row)
     ratios: dict[str, float | None] = {}
-    for (d_sae, k), by_multiple in sorted(means.items()):
-        if len(by_multiple) == 1:
-            continue
-        best = max(by_multiple, key=by_multiple.__getitem__)
-        ratios[f"best_multiple_d{d_sae}_k{k}"] = best
-        ratios[f"ev_lost_by_rule_d{d_sae}_k{k}"] = by_multiple[best] - by_multiple[1.0]
-    found = [v for name, v in ratios.items() if name.startswith("best_multiple") and v]
-    ratios["best_multiple"] = math.exp(statistics.fmean(map(math.log, found))) if found else None
+    for (d_sae, steps), by_multiple in sorted(groups.items()):
+        variance = {m: fmean(r["explained_variance"] for r in same) for m, same in by_multiple.items()}
+        dead = {m: fmean(r["dead_fraction"] for r in same) for m, same in by_multiple.items()}
+        alive = [m for m in variance if dead[m] < _ALIVE]
+        best = max(alive, key=variance.__getitem__) if alive else None
+        name = f"d{d_sae}_steps{steps}"
+        ratios[f"best_multiple_{name}"] = max(variance, key=variance.__getitem__)
+        ratios[f"best_alive_multiple_{name}"] = best
+        ratios[f"ev_gained_{name}"] = None if best is None else variance[best] - variance[1.0]
     return ratios
 
 

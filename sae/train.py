@@ -20,6 +20,7 @@ import torch
 
 from activations_store import ActivationStore
 
+from ._files import content_hash
 from .architectures import Dictionary, make_sae
 from .config import SAEConfig, TrainConfig
 from .data import Selection, store_identity
@@ -130,6 +131,7 @@ def train_many(
     plans = [
         _plan(store, config, folder, identity, peers, divide) for config, folder in zip(configs, folders, strict=True)
     ]
+    _check_alike(plans, peers)
     finished = [peers.first(lambda plan=plan: plan.folder.claim(resume=resume)) for plan in plans]
     started = [plan.n_batches for plan in plans]
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -189,6 +191,17 @@ def _plan(
     n_batches = config.n_batches(selection.n_rows)
     dictionary = sae_config(store, config, selection)
     return _Plan(config, RunFolder(folder, run), n_batches, selection, dictionary, division)
+
+
+def _check_alike(plans: list[_Plan], peers: Peers) -> None:
+    """The same runs on the same data in all processes: with others, their sums would be of nothing."""
+    # 56 bits of the hash: a whole number that any backend can send.
+    everyone = peers.gather(torch.tensor(int(content_hash([plan.folder.run_hash for plan in plans])[:14], 16)))
+    if not bool((everyone == everyone[0]).all()):
+        raise ConfigError(
+            f"The {peers.world} processes were given different runs or see different data. Start them with the same "
+            "arguments, and a store whose committed samples all of them see."
+        )
 
 
 def _trainee(

@@ -138,6 +138,7 @@ def test_processes_under_torchrun_are_refused(
     assert "Give one of the two" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default")  # Ray's own remarks on its own settings
 def test_under_ray_the_same_job_gives_the_same_dictionary(run: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     from sae.job import run_under_ray
