@@ -24,6 +24,7 @@ from .processes import joined
 from .relu import ReluSAE
 from .rows import split_samples
 from .sparse import FlatCode, TopKCode
+from .timed import TimedSAE
 from .topk import TopKSAE
 from .train import TrainResult, train, train_many
 from .train_log import TrainProgress
@@ -43,6 +44,7 @@ __all__ = [
     "SAEConfig",
     "SparseAutoencoder",
     "SparseDictionary",
+    "TimedSAE",
     "TopKCode",
     "TopKSAE",
     "TrainConfig",

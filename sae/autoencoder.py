@@ -149,7 +149,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def through(self, input: InputMap) -> Self:
         """The same weights behind another input map; they are shared, not copied."""
         view = copy.copy(self)
-        view.__dict__["_modules"] = {**self._modules, "input": input}
+        object.__setattr__(view, "_modules", {**self._modules, "input": input})
         return view
 
     def folded(self, *, keep_input: bool = False) -> Self:

@@ -29,7 +29,7 @@ from .data import Selection, check_fits, select, store_identity, stream
 from .errors import BundleExists
 from .feature_stats import FeatureStats, auc_by_concept, decoder_layout, decoder_neighbours
 from .metrics import DENSE_ABOVE
-from .timed import encode_maps
+from .timed import default_steps, encode_maps
 
 
 def build_bundle(
@@ -71,6 +71,7 @@ def build_bundle(
     if out.exists() and not overwrite:
         raise BundleExists(f"{out} already exists. Choose another folder or pass overwrite=True.")
     site = check_fits(sae, store, any_model=any_model)
+    steps = default_steps(sae, store) if steps is None else steps
     chosen = select(store, site, samples=samples, steps=steps, branches=[branch], blocks=sae.config.blocks)
     names = store.factors if factors is None else tuple(factors)
     n_samples, d_sae = len(chosen.samples), sae.config.d_sae

@@ -27,7 +27,7 @@ from .contract import SparseDictionary
 from .data import BLOCK_BYTES, Selection, check_fits, select, store_identity, stream
 from .errors import ConfigError, CorruptFile, EmptySelection, NewerFormat, UnknownConcept
 from .sparse import TopKCode
-from .timed import encode_maps
+from .timed import default_steps, encode_maps
 
 EPS = 1e-8
 FORMAT = 1
@@ -222,6 +222,7 @@ def score_concepts(
     if not factors:
         raise ConfigError("score_concepts was given an empty list of factors.")
     name = check_fits(sae, store, site=site, any_model=any_model)
+    steps = default_steps(sae, store) if steps is None else steps
     chosen = select(store, name, samples=samples, steps=steps, branches=[branch], blocks=sae.config.blocks)
     d_sae = sae.config.d_sae
     sums = {f: ConceptSums(store, f, chosen, d_sae) for f in factors}

@@ -26,6 +26,7 @@ from activations_store import ActivationStore
 
 from .autoencoder import SparseAutoencoder
 from .config import TrainConfig
+from .contract import SparseDictionary
 from .data import check_fits, select, stream
 from .errors import ConfigError
 from .joint import Kind, shared_tokens
@@ -42,7 +43,7 @@ class Block(NamedTuple):
     columns: slice
 
 
-def blocks_of(sae: SparseAutoencoder) -> list[Block]:
+def blocks_of(sae: SparseDictionary) -> list[Block]:
     """The blocks of a crosscoder, in the order of its rows.
 
     Raises:
@@ -58,7 +59,7 @@ def blocks_of(sae: SparseAutoencoder) -> list[Block]:
     ]
 
 
-def where(sae: SparseAutoencoder) -> Tensor:
+def where(sae: SparseDictionary) -> Tensor:
     """(d_sae, n_blocks): length of each feature's part in each block, in units of sqrt(V_b); squares add up to 1."""
     std = sae.metadata[BLOCK_STD]
     parts = [sae.directions[:, b.columns].norm(dim=1) / s for b, s in zip(blocks_of(sae), std, strict=True)]
@@ -66,7 +67,7 @@ def where(sae: SparseAutoencoder) -> Tensor:
     return lengths / lengths.norm(dim=1, keepdim=True).clamp_min(torch.finfo(lengths.dtype).tiny)
 
 
-def direction(sae: SparseAutoencoder, feature: int, site: str, step: int | None = None) -> Tensor:
+def direction(sae: SparseDictionary, feature: int, site: str, step: int | None = None) -> Tensor:
     """(d,) what a code of 1 of a feature adds at one of the crosscoder's sites, in the units of that site.
 
     Args:
@@ -80,7 +81,7 @@ def direction(sae: SparseAutoencoder, feature: int, site: str, step: int | None 
 
 
 def evaluate_blocks(
-    sae: SparseAutoencoder,
+    sae: SparseDictionary,
     store: ActivationStore,
     *,
     samples: Sequence[int] | np.ndarray | None = None,

@@ -22,7 +22,7 @@ from activations_store import ActivationStore
 
 from .contract import SparseDictionary
 from .data import check_fits, select, stream
-from .timed import members
+from .timed import default_steps, members
 
 DENSE_ABOVE = 0.1  # a feature on in more than a tenth of all rows is called dense
 ALMOST_DEAD_BELOW = 1e-5  # one on in fewer rows than this, but in some, is called almost dead
@@ -103,7 +103,8 @@ def evaluate(
     """Measures a dictionary on a store; one pass, memory independent of the store's size.
 
     Args:
-        samples, steps, branches: what to read; None = everything committed.
+        samples, steps, branches: what to read; None = everything committed, for a residual dictionary the steps
+            of its training.
         max_rows: bound the work by taking fewer samples, spread evenly.
         progress: called with (done, total) rows.
 
@@ -117,7 +118,7 @@ def evaluate(
         store,
         check_fits(sae, store, site=site, any_model=any_model),
         samples=samples,
-        steps=steps,
+        steps=default_steps(sae, store) if steps is None else steps,
         branches=branches,
         max_rows=max_rows,
         blocks=sae.config.blocks,

@@ -73,7 +73,10 @@ def sae_config(store: ActivationStore, config: TrainConfig, selection: Selection
     if config.time == "shared":
         return plain
     levels = tuple(float(store.spec.log_snr[step]) for step in steps)
-    return replace(plain, time=config.time, levels=levels, groups=_groups(config, steps, levels))
+    groups = _groups(config, steps, levels)
+    # An expansion asks for about so many features; a number given outright is not changed.
+    spare = plain.d_sae % len(set(groups)) if groups and config.expansion is not None else 0
+    return replace(plain, time=config.time, levels=levels, groups=groups, d_sae=plain.d_sae - spare)
 
 
 def prepare(

@@ -22,6 +22,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from activations_store import ActivationStore
+
 from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
 from .contract import Loss, SparseDictionary
@@ -96,6 +98,11 @@ class TimedSAE(nn.Module, ABC):
     def W_dec(self) -> Tensor:
         """(d_sae, d_in) features one after another, as the cores see them; `at(level).directions` at the site."""
         return torch.cat([core.directions for core in self.cores])
+
+    @property
+    def directions(self) -> Tensor:
+        """(d_sae, d_in): what a code of 1 adds to x, for `film` without its modulation; see `at(level).directions`."""
+        return self.W_dec
 
     def encode(self, x: Tensor) -> Tensor:
         """Not defined: raises ConfigError that names `at`."""
@@ -210,6 +217,16 @@ def members(sae: Any, x: Tensor, log_snr: Sequence[float]) -> list[SparseDiction
             "Give its steps from the first on, none left out."
         )
     return [sae.at(float(level), x[:, t - 1] if t else None) for t, level in enumerate(log_snr)]
+
+
+def default_steps(sae: Any, store: ActivationStore) -> list[int] | None:
+    """Steps of a store that a dictionary is used on where none are named: those of its training, if it reads each step
+    after the one before; None, for all, else.
+    """
+    if not isinstance(sae, TimedSAE) or not sae.READS_PREVIOUS:
+        return None
+    levels = torch.tensor(store.spec.log_snr, dtype=torch.float64)
+    return [int((levels - level).abs().argmin()) for level in sae.levels.cpu()]
 
 
 def encode_maps(sae: Any, x: Tensor, log_snr: Sequence[float]) -> TopKCode:

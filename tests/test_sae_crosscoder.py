@@ -104,17 +104,17 @@ def test_a_crosscoder_finds_where_each_feature_is(planted: Any, tmp_path: Path) 
     store, features = planted
     config = TrainConfig(**QUICK, rows=60_000, lr=8e-3, across_sites=(B,), holdout=0.1)
     result = train(store, config, tmp_path)
-    sae = load_sae(tmp_path)
-    blocks = blocks_of(sae)  # type: ignore[arg-type]
+    sae: Any = load_sae(tmp_path)
+    blocks = blocks_of(sae)
     assert [(b.site, b.step) for b in blocks] == [(A, None), (B, None)]
     assert sae.config.d_in == WIDTH[A] + WIDTH[B]
-    profile = where(sae)  # type: ignore[arg-type]
+    profile = where(sae)
     torch.testing.assert_close(profile.square().sum(1), torch.ones(32))
 
     # Each planted feature, scaled as the crosscoder counts blocks, against the learned directions.
     std = torch.tensor(sae.metadata["block_std"])
     planted_rows = np.concatenate([features[A] / float(std[0]), 30 * features[B] / float(std[1])], 1)
-    learned = torch.cat([sae.directions[:, b.columns] / s for b, s in zip(blocks, std, strict=True)], 1)
+    learned = torch.cat([sae.directions[:, b.columns] / s for b, s in zip(blocks, std.tolist(), strict=True)], 1)
     cosine = (
         torch.nn.functional.normalize(torch.from_numpy(planted_rows).float())
         @ torch.nn.functional.normalize(learned.detach(), dim=1).T
@@ -126,27 +126,27 @@ def test_a_crosscoder_finds_where_each_feature_is(planted: Any, tmp_path: Path) 
     both = profile[best.indices[8:]]
     assert bool((both.min(1).values > 0.4).all())
 
-    by_block = evaluate_blocks(sae, store)  # type: ignore[arg-type]
+    by_block = evaluate_blocks(sae, store)
     assert set(by_block) == {A, B}
     assert min(by_block.values()) > 0.8  # neither block is left out for its scale
     assert result.metrics["l0"] <= 3
     assert score_concepts(sae, store, "half").mu.shape == (STEPS, 2, 32)
     feature = int(best.indices[0])
-    torch.testing.assert_close(direction(sae, feature, A), sae.directions[feature, : WIDTH[A]].detach())  # type: ignore[arg-type]
+    torch.testing.assert_close(direction(sae, feature, A), sae.directions[feature, : WIDTH[A]].detach())
     with pytest.raises(ConfigError, match="has no block unet.small:out"):
-        direction(sae, 0, SMALL)  # type: ignore[arg-type]
+        direction(sae, 0, SMALL)
 
 
 def test_one_code_for_all_steps(planted: Any, tmp_path: Path) -> None:
     store, _ = planted
     config = TrainConfig(**QUICK, rows=4000, across_sites=(B,), across_steps=True, steps=(0, 2), branches=("cond",))
     result = train(store, config, tmp_path)
-    blocks = blocks_of(result.sae)  # type: ignore[arg-type]
+    blocks = blocks_of(result.sae)
     assert [(b.site, b.step) for b in blocks] == [(A, 0), (B, 0), (A, 2), (B, 2)]
     assert len(result.metrics["ev_per_step"]) == 1
-    assert where(result.sae).shape == (32, 4)  # type: ignore[arg-type]
-    assert set(evaluate_blocks(result.sae, store)) == {f"{A}@0", f"{B}@0", f"{A}@2", f"{B}@2"}  # type: ignore[arg-type]
-    assert direction(result.sae, 3, B, 2).shape == (WIDTH[B],)  # type: ignore[arg-type]
+    assert where(result.sae).shape == (32, 4)
+    assert set(evaluate_blocks(result.sae, store)) == {f"{A}@0", f"{B}@0", f"{A}@2", f"{B}@2"}
+    assert direction(result.sae, 3, B, 2).shape == (WIDTH[B],)
 
 
 def test_resumes_bit_for_bit(planted: Any, tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_refusals(planted: Any, tmp_path: Path) -> None:
         TrainConfig(**QUICK, rows=1000, across_steps=True, time="film")
     plain = train(store, TrainConfig(**QUICK, rows=1000), tmp_path / "plain").sae
     with pytest.raises(ConfigError, match="it is no crosscoder"):
-        blocks_of(plain)  # type: ignore[arg-type]
+        blocks_of(plain)

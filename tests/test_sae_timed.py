@@ -271,6 +271,8 @@ def test_a_dictionary_of_some_steps(world: World, tmp_path: Path) -> None:
     result = train(world.store, config, tmp_path)
     assert result.sae.config.levels == tuple(world.store.spec.log_snr[s] for s in (0, 2, 3))
     assert len(result.metrics["ev_per_step"]) == 3
+    assert evaluate(result.sae, world.store)["steps"] == [0, 2, 3]
+    assert score_concepts(result.sae, world.store, "object").steps == (0, 2, 3)
     with pytest.raises(ConfigError, match="groups hold the steps"):
         train(world.store, TrainConfig(**QUICK, rows=2000, time="per_step", groups=((0,), (1,))), tmp_path / "b")
 

@@ -68,9 +68,9 @@ def _plain(source: Any) -> PlainDictionary:
         )
     four = [getattr(source, field).detach().clone() for field in _FOUR]
     if relu:
-        made: TopKDictionary | ThresholdDictionary = ThresholdDictionary(*four, torch.zeros_like(four[1]))
+        made: TopKDictionary | ThresholdDictionary = ThresholdDictionary(*four, threshold=torch.zeros_like(four[1]))
     elif threshold is not None:
-        made = ThresholdDictionary(*four, threshold)
+        made = ThresholdDictionary(*four, threshold=threshold)
     else:
         assert isinstance(k, int)
         made = TopKDictionary(*four, k=k)
@@ -222,7 +222,7 @@ def _plain_of(record: Mapping[str, Any], unpack: Unpack) -> PlainDictionary:
     four = [unpack(record[name]) for name in _FOUR]
     if kind == "topk":
         return TopKDictionary(*four, k=int(record["k"]))
-    return ThresholdDictionary(*four, unpack(record["threshold"]))
+    return ThresholdDictionary(*four, threshold=unpack(record["threshold"]))
 
 
 def _packed(tensors: Mapping[str, torch.Tensor], pack: Pack) -> dict[str, str]:

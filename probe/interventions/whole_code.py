@@ -147,7 +147,7 @@ class DeactivateFeatures(FeatureOp):
         edited = code.clone()
         at = features.to(code.device)
         edited[:, 1:, at] *= self.multiplier
-        rebuilt = self.dictionary.decode(edited).to(x)
+        rebuilt = self.at(x, context).decode(edited).to(x)
         gate = (x - rebuilt).square().mean((1, 2)) >= self.tau
         if not bool(gate.any()):
             return x

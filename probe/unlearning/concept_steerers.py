@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from probe.capture.sites import Site
 from probe.errors import InvalidRequest
-from probe.interventions.dictionary import Dictionary, as_dictionary
+from probe.interventions.dictionary import Dictionary, ThresholdDictionary, TopKDictionary, as_dictionary
 from probe.interventions.directions import AddDirection
 from probe.interventions.intervention import Intervention
 from probe.model.pipeline import Pipeline
@@ -40,9 +40,14 @@ def concept_steerer(
         branch: ``opposite`` in the paper; it needs guidance above 1 for both of its passes.
 
     Raises:
-        InvalidRequest: the dictionary is not one of this site.
+        InvalidRequest: the dictionary is not one of this site, or does more with a row than an affine map.
     """
     d = as_dictionary(dictionary)
+    if not isinstance(d, TopKDictionary | ThresholdDictionary):
+        raise InvalidRequest(
+            f"concept_steerer: reads rows by an encoder alone, and was given a {type(d).__name__}; train one with "
+            "input raw, centred or whitened and time shared."
+        )
     rows = text_rows(pipe, site, [concept], AddDirection(d.W_dec[0]))[0]
     if rows.shape[1] != d.W_dec.shape[1]:
         raise InvalidRequest(
