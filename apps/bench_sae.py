@@ -52,10 +52,11 @@ class BenchConfig:
     renders: int = 640  # images with known factors and masks
     levels: int = 4  # noise levels, evenly over the sampling schedule without its first
     sites: tuple[str, ...] = ("mid_block", "up_blocks.0", "up_blocks.1")
-    expansion: int = 8  # features as a multiple of the site's width
-    k: int = 16  # features on for a row
-    rows: int = 600_000  # rows that a dictionary is trained on
-    prompts: int = 48  # generations with a dictionary in place
+    expansion: int = 2  # features as a multiple of the site's width
+    k: int = 8  # features on for a row
+    rows: int = 800_000  # rows that a dictionary is trained on
+    batch_size: int = 512  # rows a step: with few rows, many small steps
+    prompts: int = 32  # generations with a dictionary in place
     seed: int = 0
 
 
@@ -195,7 +196,10 @@ def _train(
 
     found = []
     for seed, suffix in ((config.seed, ""), (config.seed + 1, "-again")):
-        plan = TrainConfig(site=site, expansion=config.expansion, k=config.k, rows=config.rows, seed=seed, holdout=0.0)
+        plan = TrainConfig(
+            site=site, expansion=config.expansion, k=config.k, rows=config.rows, batch_size=config.batch_size,
+            seed=seed, holdout=0.0,
+        )  # fmt: skip
         with bar(f"train {site_name(site)}{suffix}", "step") as progress:
             result = train(
                 store, plan, run.new("sae", site_name(site) + suffix),

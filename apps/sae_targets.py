@@ -74,14 +74,15 @@ def find_targets(
         if not (rows / STORE_MARK).is_file():
             raise InvalidOption(f"{name}: there is no store in {str(rows)!r}; give the one with its rows as --store.")
         opened = ActivationStore.open(rows)
-        sae = open_sae(folder, k=k)
+        # Where a folder names its site, another one is refused; where it does not, this one is taken.
+        sae = open_sae(folder, k=k, site=None if site is None else find_site(opened, site))
         if not sae.config.site:
-            if site is None and len(opened.sites) > 1:
+            if len(opened.sites) > 1:
                 raise InvalidOption(
                     f"{name}: the folder does not say which site it reads; give --site, one of "
                     f"{', '.join(opened.sites)}."
                 )
-            sae = open_sae(folder, k=k, site=find_site(opened, site))
+            sae = open_sae(folder, k=k, site=opened.sites[0])
         check_dictionary(sae, folder, opened)
         found.append(Target(name, folder, owner, rows, sae.config.site, sae))
     twice = [t.name for t in found if sum(t.name == other.name for other in found) > 1]

@@ -30,7 +30,7 @@ from ._files import read_json, tensor_header
 from .architectures import Dictionary
 from .autoencoder import SparseAutoencoder
 from .config import SAEConfig
-from .errors import ConfigError, CorruptFile, NotAnSAE, SAESiteMismatch, UnsupportedSAE
+from .errors import ConfigError, CorruptFile, NotAnSAE, UnsupportedSAE
 from .folder import CONFIG_NAME, WEIGHTS_NAME, load_sae
 from .topk import TopKSAE
 
@@ -71,7 +71,7 @@ def open_sae(
 
     Raises:
         NotAnSAE: nothing there is a dictionary. UnsupportedSAE: it computes something else, or is a pickle.
-        CorruptFile: files disagree with each other or with themselves. SAESiteMismatch.
+        CorruptFile: files disagree with each other or with themselves. SAESiteMismatch. ConfigError: k is another.
     """
     path = Path(path)
     kind = sae_format(path)
@@ -81,7 +81,7 @@ def open_sae(
         weights = path if path.is_file() else _only_weights(path)
         sae = _read_sparsify(path, weights) if kind == SPARSIFY else _read_openai(weights, k)
     if k is not None and k != sae.config.k:
-        raise SAESiteMismatch(f"{path} keeps {sae.config.k} features for a row; it was asked for {k}.")
+        raise ConfigError(f"{path} keeps {sae.config.k} features for a row; it was asked for {k}.")
     if site is not None and not sae.config.site:
         sae.config = replace(sae.config, site=site)
         sae.metadata["site"] = site
