@@ -15,6 +15,7 @@ from probe.interventions import (
     Guide,
     Intervention,
     LowRank,
+    Patch,
     ProjectOut,
     Replace,
     Schedule,
@@ -303,8 +304,8 @@ def test_edit_friendly_inversion_passes_through_its_states(pipe, eta):
     torch.testing.assert_close(state_at_last_step(eta), expected, rtol=0, atol=1e-12)
     if eta < 1:
         assert float((state_at_last_step(eta**2) - expected).abs().max()) > 1e-2
-    z = edits[1].op.value
-    assert isinstance(z, torch.Tensor) and float(z[:-1].std()) > 1.2  # not white noise
+    noise_edit = edits[1].op
+    assert isinstance(noise_edit, Patch) and float(noise_edit.value[:-1].std()) > 1.2  # not white noise
 
 
 def test_edit_friendly_inversion_checks_its_input(pipe):

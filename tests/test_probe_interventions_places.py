@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -196,7 +198,7 @@ def test_swapping_maps_gives_a_sample_anothers(tiny_pipe):
 def test_a_module_without_a_map_is_refused(tiny_pipe):
     with (
         pytest.raises(UnsupportedSite, match="is not a plain attention"),
-        intervene(tiny_pipe, Intervention("mid_block:probs", ScaleHeads([1.0, 0.0]))),
+        intervene(tiny_pipe, Intervention("mid_block:probs", ScaleHeads(torch.tensor([1.0, 0.0])))),
     ):
         pass
     with pytest.raises(InvalidRequest, match="can be edited, but not recorded"):
@@ -240,7 +242,8 @@ def test_text_encoder_branches(tiny_pipe, branch, cond, uncond):
 
 def test_text_sites_have_no_steps(tiny_pipe):
     op = AddDirection(torch.ones(16))
-    for bad in ({"steps": [0]}, {"strength": Schedule("step", (0,), (1.0,))}, {"inject": "x0"}):
+    wrong: list[dict[str, Any]] = [{"steps": [0]}, {"strength": Schedule("step", (0,), (1.0,))}, {"inject": "x0"}]
+    for bad in wrong:
         edit = Intervention("text_encoder.encoder.layers.0", op, **bad)
         with pytest.raises(InvalidIntervention, match="encoded once"), intervene(tiny_pipe, edit):
             pass

@@ -98,10 +98,11 @@ def esd(
     scheduler: Any = copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(steps or generation_defaults(pipe).steps)
     draw = torch.Generator("cpu").manual_seed(setting.seed)
+    config: Any = module.config
+    shape = (1, config.in_channels, config.sample_size, config.sample_size)
     for i in range(setting.iterations):
         c, c_from = concepts[i % len(concepts)], sources[i % len(concepts)]
         stop = int(torch.randint(len(scheduler.timesteps), (1,), generator=draw))
-        shape = (1, module.config.in_channels, module.config.sample_size, module.config.sample_size)
         z = torch.randn(shape, generator=draw).to(c) * scheduler.init_noise_sigma
         with torch.no_grad():
             for t in scheduler.timesteps[:stop]:

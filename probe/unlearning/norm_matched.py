@@ -34,5 +34,5 @@ def norm_matched(
     if not length > 0:
         raise InvalidRequest("norm_matched: the direction has no length.")
     scale, timesteps = site_scale(store, site, "rms")
-    op = AddDirection(torch.as_tensor(direction) / length, "rms", scale, timesteps)
+    op = AddDirection(torch.as_tensor(direction) / length, "rms", torch.from_numpy(scale), timesteps)
     return (Intervention(site, op, strength=rho, **where),)

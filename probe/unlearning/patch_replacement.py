@@ -1,4 +1,4 @@
-"""Overwrite the tokens where a concept's features are on with other tokens of the same map (PER, 2026, arXiv 2606.31699).
+"""Overwrite the tokens where a concept's features are on with others of the same map (PER, 2026, arXiv 2606.31699).
 
     M = { p : z_i(p) > mu_i(t, D_all) for some i in F_c(t) },     x_p <- x_q,  q drawn from the tokens not in M
 
