@@ -10,7 +10,7 @@ import pytest
 
 from apps.cli import FAILED, build_parser, main
 
-COMMANDS = ("demo", "collect", "train", "sae", "features", "steer", "unlearn", "generate", "bench", "app")
+COMMANDS = ("demo", "collect", "train", "sae", "features", "directions", "steer", "unlearn", "generate", "bench", "app")
 SITE = "unet.mid_block:out"
 
 

@@ -54,7 +54,7 @@ def store(canvas, tmp_path_factory) -> ActivationStore:
     scenes = [sample_scene(rng, background=("dark", "white")[i % 2]) for i in range(24)]
     plan = CapturePlan.for_pipeline(
         canvas,
-        [SITE, "unet:in"],
+        [SITE, "mid_block", "unet:in"],
         [caption(scene) for scene in scenes],
         labels={"background": [scene.background for scene in scenes]},
         steps=STEPS,
@@ -113,6 +113,12 @@ def test_the_difference_of_means_moves_the_background_and_a_random_direction_doe
     assert dark(plain).max() < 0.01
     assert dark(draw(canvas, [found.intervention(0, 2.0, unit="raw", branch="cond")])).min() > 0.99
     assert dark(draw(canvas, [random_direction(found, 0).intervention(0, 2.0, unit="raw", branch="cond")])).max() < 0.01
+
+
+def test_what_can_be_read_need_not_be_used(canvas, store):
+    found = MeanDifference(**CONTRAST | {"site": "unet.mid_block:out"}).fit(store)
+    assert found.auc_.min() == 1.0
+    assert dark(draw(canvas, [found.direction_.intervention(0, 2.0, unit="raw", branch="cond")])).max() < 0.01
 
 
 def test_the_state_of_one_sample_is_written_into_another(canvas, store, plain):

@@ -62,7 +62,7 @@ class Asymmetry(Fitted):
             op = jacobian(model, point, target=EPS, batch=self.batch)
             generator = torch.Generator().manual_seed(self.seed)
             w = torch.randn(self.probes, op.n_in, generator=generator, dtype=torch.float64)
-            forth, back = op.jvp(w).double().cpu(), op.vjp(w).double().cpu()
+            forth, back = op.jvp(w).cpu().double(), op.vjp(w).cpu().double()
             found.append(_ratio((forth - back).square().sum(1).numpy(), forth.square().sum(1).numpy()))
         self.asymmetry_, self.asymmetry_se_ = np.array(found).T
         self.log_snr_ = np.array([p.log_snr for p in points])

@@ -97,7 +97,7 @@ class ScoreRank(_Dimension):
                 eps = torch.cat(
                     [model.eps(noised(x.expand_as(part), part, a), a, cond) for part in n.split(self.batch)]
                 )
-            rows = eps.flatten(1).double().cpu()
+            rows = eps.flatten(1).cpu().double()
             values.append(torch.linalg.svdvals(rows - rows.mean(0)).numpy())
         self.singular_values_ = np.stack(values)
         at = (self.singular_values_[:, :-1] - self.singular_values_[:, 1:]).argmax(1)
@@ -145,9 +145,9 @@ class TraceDimension(_Dimension):
             op = jacobian(model, Point(alpha * x, a, cond), target=EPS, batch=self.batch)
             generator = torch.Generator().manual_seed(self.seed)
             w = torch.randint(0, 2, (self.probes, op.n_in), generator=generator).double() * 2 - 1
-            traces = sigma * (op.vjp(w).double().cpu() * w).sum(1)
+            traces = sigma * (op.vjp(w).cpu().double() * w).sum(1)
             trace = op.n_in - float(traces.mean())
-            square = float(op.value.double().square().sum())
+            square = float(op.value.cpu().double().square().sum())
             found.append((trace, trace + square, float(traces.std() / self.probes**0.5)))
         self.trace_, self.dimension_, self.dimension_se_ = np.array(found).T
         return self

@@ -66,7 +66,7 @@ class HJacobian(OperatorFinder):
             result = top_singular(Restricted(op, out_mask=mask), self.k, **self._options())
             found.append(result)
             vectors.append(to_rows(self.site, result.v.unflatten(1, op.in_shape)))
-            scale.append(site_value(model, point, self.site).double().std().expand(self.k))
+            scale.append(site_value(model, point, self.site).cpu().double().std().expand(self.k))
         self._keep(found)
         self.direction_ = Direction(
             full_name(model, self.site),

@@ -114,13 +114,13 @@ class Restricted:
     def jvp(self, v: torch.Tensor) -> torch.Tensor:
         """J v for each row, (k, n_in) to (k, n_out)."""
         v = self._free(v.double() if self._in is None else v.double() * self._in)
-        u = self._op.jvp(v).double().cpu()
+        u = self._op.jvp(v).cpu().double()
         return u if self._out is None else u * self._out
 
     def vjp(self, u: torch.Tensor) -> torch.Tensor:
         """J^T u for each row, (k, n_out) to (k, n_in)."""
         u = u.double() if self._out is None else u.double() * self._out
-        v = self._free(self._op.vjp(u).double().cpu())
+        v = self._free(self._op.vjp(u).cpu().double())
         return v if self._in is None else v * self._in
 
     def _free(self, v: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ class LocalEdit(OperatorFinder):
             if self.null_rank > 0:
                 null = top_singular(Restricted(op, out_mask=1 - inside), self.null_rank, **self._options()).v
             result = top_singular(Restricted(op, out_mask=inside, null=null), self.k, **self._options())
-            response = op.jvp(result.v).double().cpu()
+            response = op.jvp(result.v).cpu().double()
             outside = (response * (1 - inside)).norm(dim=1)
             locality.append(((response * inside).norm(dim=1) / outside.clamp(min=1e-300)).numpy())
             found.append(result)

@@ -73,7 +73,7 @@ class JacobianSpectrum(OperatorFinder):
             generator = torch.Generator().manual_seed(self.seed)
             w = torch.randn(self.probes, op.n_in, generator=generator, dtype=torch.float64)
             w -= (w @ result.v.T) @ result.v
-            rest = op.jvp(w).double().square().sum(1).cpu()
+            rest = op.jvp(w).cpu().double().square().sum(1)
             totals.append((float(result.s.square().sum() + rest.mean()), float(rest.std() / self.probes**0.5)))
             found.append(result)
         self._keep(found)

@@ -109,8 +109,8 @@ def top_singular(
 def dense(op: LinearMap) -> torch.Tensor:
     """The whole matrix (n_out, n_in) float64, by products with unit vectors from the shorter side. For small maps."""
     if op.n_in <= op.n_out:
-        return op.jvp(torch.eye(op.n_in, dtype=torch.float64)).double().T
-    return op.vjp(torch.eye(op.n_out, dtype=torch.float64)).double()
+        return op.jvp(torch.eye(op.n_in, dtype=torch.float64)).cpu().double().T
+    return op.vjp(torch.eye(op.n_out, dtype=torch.float64)).cpu().double()
 
 
 def principal_angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -136,4 +136,4 @@ def _checked(x: torch.Tensor) -> torch.Tensor:
             "top_singular: a product of the map holds NaN or infinity; lower the noise level's "
             "extremes or compute in float32."
         )
-    return x.double().cpu()
+    return x.cpu().double()
