@@ -32,12 +32,13 @@ import torch
 
 from activations_store import ActivationStore
 from apps.measurement import Measurement, write_json
-from sae import TrainConfig, split_samples, train
+from sae import TrainConfig, load_sae, split_samples, train
 from sae.config import ARCHITECTURES, INPUTS
 from sae.crosscoder import evaluate_blocks
 from sae.data import select, stream
+from sae.metrics import VarianceSums
 from sae.recovery import recover
-from sae.timed import encode_maps
+from sae.timed import encode_maps, members
 
 SITE = "unet.up_blocks.0.attentions.1:out"
 OTHER = "unet.mid_block:out"  # read with SITE by a crosscoder
@@ -127,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     for variant in variants(store.spec.n_steps):
         found = [measured(store, variant, seed, rows, options.work) for seed in range(seeds)]
         table.append(joined(variant, found, store.spec.n_steps))
+    numbers = ratios(table) | {"ev_residual_without_features": predicted(store, options.work / f"residual-{rows}-0")}
     config = {
         "site": SITE,
         "other_site": OTHER,
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         "seeds": seeds,
     }
     config |= {"samples": store.spec.n_samples, "steps": store.spec.n_steps, "quick": options.quick}
-    Measurement("sae_options", table, ratios(table), config=config).write(options.out)
+    Measurement("sae_options", table, numbers, config=config).write(options.out)
 
 
 def measured(store: ActivationStore, variant: Variant, seed: int, rows: int, work: Path) -> dict[str, Any]:
@@ -188,6 +190,22 @@ def concepts(store: ActivationStore, sae: Any, config: TrainConfig) -> dict[str,
     labels = {factor: store.labels(factor)[chosen.samples] for factor in store.factors}
     summary = recover(scores, labels, trained, shuffles=0, resamples=2).summary()
     return {"auc": summary["auc"], "recovered": summary["recovered"], "concepts": summary["concepts"]}
+
+
+def predicted(store: ActivationStore, folder: Path) -> float:
+    """Explained variance of what a residual dictionary predicts before any feature is on, on its held-out samples."""
+    sae = load_sae(folder)
+    config = TrainConfig.from_json(sae.metadata["train"])
+    chosen = select(store, SITE, samples=split_samples(store, config)[1])
+    sums = VarianceSums(1, chosen.channels)
+    for block in stream(store, chosen):
+        x = torch.from_numpy(block.x)
+        for step, member in enumerate(members(sae, x, chosen.log_snr)):
+            with torch.no_grad():
+                nothing = member.decode(torch.zeros(*x[:, step].shape[:-1], sae.config.d_sae))
+            error = (x[:, step] - nothing).reshape(-1, chosen.channels)
+            sums.add(0, x[:, step].reshape(-1, chosen.channels), error)
+    return sums.explained_variance()
 
 
 def joined(variant: Variant, seeds: list[dict[str, Any]], n_steps: int) -> dict[str, Any]:
