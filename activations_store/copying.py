@@ -11,12 +11,13 @@ Copied with it: groups, statistics, and images and masks that lie beside the sto
 from collections.abc import Callable
 
 from .errors import CorruptShard, StoreExists, explain
-from .fileio import TempFolder, check_folder, exists, names_in, new_file, pieces, read_small, write_atomic
+from .fileio import TempFolder, new_file, write_atomic
 from .groups import check_group, group_names
 from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
 from .locks import Lock
 from .objects import ObjectPath, Place, place
 from .pictures import copy_pictures
+from .reading import check_folder, exists, names_in, pieces, read_small
 from .records import read_record
 from .samples import read_samples
 

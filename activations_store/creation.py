@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import jsonio
 from .errors import DiskFull, FingerprintMismatch, PlanMismatch, ShardConflict, SpecMismatch, StoreExists, explain
-from .fileio import TempFolder, check_folder, names_in, read_small, refuse_remote, sync_folder, write_atomic
+from .fileio import TempFolder, sync_folder, write_atomic
 from .groups import check_addition, group_names
 from .layout import Layout, StoreInfo, array_metadata, check_arrays, group_metadata, read_store_info
 from .locks import Lock
 from .objects import ObjectPath
+from .reading import check_folder, names_in, read_small, refuse_remote
 from .samples import MAX_TABLE_BYTES, canonical_samples, table_bytes
 from .spec import StoreSpec
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from . import jsonio
 from .errors import DiskFull, InvalidSelection, StoreExists, explain
-from .fileio import TempFolder, file_size, write_atomic
+from .fileio import TempFolder, write_atomic
 from .pictures import copy_pictures, find_pictures
+from .reading import file_size
 from .rewrite import Progress, committed_samples
 from .selection import BranchSelection, Selection, resolve
 from .site_view import SiteView

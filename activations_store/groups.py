@@ -9,9 +9,9 @@ import re
 
 from . import jsonio
 from .errors import FingerprintMismatch, InvalidMetadata, InvalidSpec, SpecMismatch, explain
-from .fileio import check_folder, names_in
 from .layout import Layout, StoreInfo
 from .objects import Place
+from .reading import check_folder, names_in
 from .spec import StoreSpec
 
 MAX_GROUPS = 256

@@ -22,8 +22,8 @@ from typing import Any
 
 from . import jsonio
 from .errors import InvalidMetadata, InvalidSpec, NewerFormat, NotAStore, explain
-from .fileio import check_folder, read_small
 from .objects import ObjectPath, Place
+from .reading import check_folder, read_small
 from .spec import SiteSpec, StoreSpec
 
 FORMAT = "denoscope-store"

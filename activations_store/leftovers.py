@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .fileio import HOST_TAG, check_folder, exists, names_in, refuse_remote
+from .fileio import HOST_TAG
 from .groups import group_names
 from .layout import Layout, read_store_info
 from .locks import Lock
 from .objects import ObjectPath, Place, place
 from .pictures import FOLDERS as PICTURES
+from .reading import check_folder, exists, names_in, refuse_remote
 from .spec import StoreSpec
 
 _TEMP_NAME = re.compile(r"\..+\.([0-9a-f]{8})-\d+-\d+\.tmp")

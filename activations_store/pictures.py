@@ -7,8 +7,9 @@ it names a sample's own mask.
 
 from collections.abc import Iterable, Iterator
 
-from .fileio import check_folder, exists, read_small, write_atomic
+from .fileio import write_atomic
 from .objects import ObjectPath, Place
+from .reading import check_folder, exists, read_small
 
 FOLDERS = ("images", "masks")
 MAX_PICTURE_BYTES = 256 * 2**20

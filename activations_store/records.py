@@ -18,8 +18,8 @@ import numpy as np
 
 from . import jsonio
 from .errors import InvalidRecord, StoreError, explain
-from .fileio import read_small
 from .layout import FORMAT_VERSION, Layout, StoreInfo
+from .reading import read_small
 from .spec import StoreSpec
 
 RECORD_FORMAT = "denoscope-commit"

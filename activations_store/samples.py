@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMetadata, InvalidSamples, explain
-from .fileio import open_binary, sha256_of
 from .objects import Place
+from .reading import open_binary, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

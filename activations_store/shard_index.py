@@ -14,8 +14,8 @@ from google_crc32c import value as crc32c
 
 from .chunking import CRC_BYTES, INDEX_ENTRY_BYTES, ChunkGrid
 from .errors import CorruptShard, explain
-from .fileio import PlainFile
 from .objects import Place
+from .reading import PlainFile
 from .records import SiteRecord
 from .shard_file import ABSENT
 

@@ -26,10 +26,11 @@ import numpy as np
 
 from . import jsonio
 from .errors import InvalidMetadata, InvalidStatistics, MissingSamples, explain
-from .fileio import check_folder, read_small, write_atomic
+from .fileio import write_atomic
 from .layout import Layout
 from .locks import Lock
 from .objects import Place
+from .reading import check_folder, read_small
 from .selection import BranchSelection, resolve_branches
 from .spec import StoreSpec
 

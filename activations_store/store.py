@@ -18,10 +18,10 @@ import numpy as np
 from . import statistics as _statistics
 from . import verify as _verify
 from .errors import InvalidSelection, InvalidStatistics, MissingSamples, UnknownLabel, UnknownSite, explain
-from .fileio import entries, names_in, refuse_remote
 from .groups import check_group, check_name, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .objects import Place, place
+from .reading import entries, names_in, refuse_remote
 from .records import CommitRecord, read_record
 from .samples import read_samples
 from .selection import BranchSelection

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .errors import CorruptShard, InvalidMetadata, InvalidRecord, StoreError
-from .fileio import check_folder, entries, names_in, sha256_of
 from .groups import check_group, group_names
 from .layout import Layout, StoreInfo, check_arrays, read_store_info
 from .leftovers import temp_files, uncommitted_files
+from .reading import check_folder, entries, names_in, sha256_of
 from .records import SiteRecord, read_record
 from .samples import read_samples
 from .shard_index import ShardReader

@@ -21,13 +21,14 @@ import numpy as np
 
 from .creation import add_group, create_store, read_same
 from .errors import InvalidRecord, ShardConflict, WriterClosed, explain
-from .fileio import NewObject, TempFile, new_file, refuse_remote, write_atomic
+from .fileio import NewObject, TempFile, new_file, write_atomic
 from .groups import check_name
 from .incoming import prepare
 from .layout import Layout, StoreInfo
 from .leftovers import remove_dead_temp_files
 from .locks import Lock
 from .objects import ObjectPath, Place, place
+from .reading import refuse_remote
 from .records import CommitRecord, SiteRecord, read_record
 from .shard_file import write_site
 from .spec import StoreSpec
