@@ -167,7 +167,7 @@ class _Demo:
             k=config.k,
             rows=config.train_rows,
             batch_size=config.train_batch,
-            lr=config.lr,
+            lr=config.rate(store.site(site).spec.channels * config.expansion(site)),
             branches=config.train_branches,
             seed=config.seed,
         )

@@ -33,7 +33,7 @@ class DemoConfig:
         k: features that are on for a row.
         train_rows: rows that a dictionary is trained on.
         train_batch: rows a step.
-        lr: learning rate; None for the rule of ``sae.TrainConfig``.
+        lr: learning rate; None for 2e-4 / sqrt(features / 2^14), which the rest was chosen with.
         train_branches: guidance branches that a dictionary is trained on.
         n_examples: samples kept with their maps for every feature.
         object, style: what is unlearned.
@@ -145,6 +145,10 @@ class DemoConfig:
     def expansion(self, site: str) -> int:
         """Features of a site's dictionary as a multiple of the site's width."""
         return self.object_expansion if site == self.object_site else self.style_expansion
+
+    def rate(self, features: int) -> float:
+        """Learning rate of a dictionary with so many features."""
+        return self.lr if self.lr is not None else 2e-4 / (features / 2**14) ** 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

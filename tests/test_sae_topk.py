@@ -121,7 +121,8 @@ def test_schedule_and_derived_values() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:80] == pytest.approx([1.0] * 71)
     assert factors[99] == pytest.approx(0.05)
-    assert config.peak_lr(2**14) == pytest.approx(2e-4)
+    assert config.peak_lr(2**14) == pytest.approx(8e-4)
+    assert config.peak_lr(2**10) == pytest.approx(4 * 8e-4)
     sae = config.sae_config(d_in=10, rows_per_epoch=5000)
     assert (sae.d_sae, sae.dead_after, sae.n_aux) == (40, 10_000, 5)
     assert TrainConfig("a:out", d_sae=8, epochs=2, batch_size=100).n_batches(5000) == 100
