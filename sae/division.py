@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .autoencoder import SparseAutoencoder
+from .architectures import Dictionary
 from .contract import Loss
 from .errors import ConfigError
 from .peers import ALONE, Peers
@@ -61,9 +61,10 @@ class Division:
 
     BY = "rows"
 
-    def __init__(self, sae: SparseAutoencoder, peers: Peers = ALONE, device: torch.device | str = "cpu") -> None:
-        self.sae, self.peers, self.d_sae = sae.to(device), peers, sae.d_sae
+    def __init__(self, sae: Dictionary, peers: Peers = ALONE, device: torch.device | str = "cpu") -> None:
+        self.sae: Dictionary = sae.to(device)
         self.sae.peers = peers
+        self.peers, self.d_sae = peers, sae.config.d_sae
 
     @staticmethod
     def share_of_rows(batch_size: int, peers: Peers) -> tuple[int, int]:
@@ -94,7 +95,7 @@ class Division:
         """Features of the whole dictionary in a mask over those of this process."""
         return int(mask.sum())
 
-    def whole(self) -> SparseAutoencoder | None:
+    def whole(self) -> Dictionary | None:
         """The whole dictionary, in the first process."""
         return self.sae
 

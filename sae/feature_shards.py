@@ -23,7 +23,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from .architectures import make_sae
+from .architectures import CLASSES, Dictionary
 from .autoencoder import SparseAutoencoder
 from .contract import Loss
 from .division import Division, Sums
@@ -44,10 +44,11 @@ class FeatureDivision(Division):
 
     BY = "features"
 
-    def __init__(self, sae: SparseAutoencoder, peers: Peers = ALONE, device: torch.device | str = "cpu") -> None:
+    def __init__(self, sae: Dictionary, peers: Peers = ALONE, device: torch.device | str = "cpu") -> None:
         config, world = sae.config, peers.world
-        if config.time != "shared":
-            raise ConfigError(f"time is {config.time!r}; processes divide only what is shared over steps.")
+        if not isinstance(sae, SparseAutoencoder) or config.blocks is not None:
+            what = "A crosscoder" if config.blocks else f"A dictionary with time {config.time!r}"
+            raise ConfigError(f"{what} cannot be divided by features. Divide rows instead.")
         if config.architecture not in ARCHITECTURES:
             raise ConfigError(
                 f"architecture is {config.architecture!r}; processes can divide the features of "
@@ -58,14 +59,15 @@ class FeatureDivision(Division):
                 f"d_sae is {config.d_sae}, over {world} processes; each needs as many features, and at least k = "
                 f"{config.k}."
             )
-        part = make_sae(dataclasses.replace(config, d_sae=config.d_sae // world), metadata=sae.metadata)
+        part_config = dataclasses.replace(config, d_sae=config.d_sae // world)
+        part = CLASSES[config.architecture](part_config, metadata=sae.metadata)
         own = slice(peers.rank * part.d_sae, (peers.rank + 1) * part.d_sae)
         with torch.no_grad():
             for name, tensor in part.state_dict(keep_vars=True).items():
                 whole = sae.state_dict()[name]
                 tensor.copy_(whole if whole.shape == tensor.shape else whole[:, own] if name == "W_enc" else whole[own])
         super().__init__(part, ALONE, device)
-        self.sae.shards = self.peers = peers
+        part.shards = self.peers = peers
         self.d_sae, self._config = config.d_sae, config
 
     @staticmethod
@@ -93,7 +95,7 @@ class FeatureDivision(Division):
         }
         if self.peers.rank:
             return None
-        sae = make_sae(self._config, metadata=self.sae.metadata)
+        sae = CLASSES[self._config.architecture](self._config, metadata=self.sae.metadata)
         with torch.no_grad():
             for name, tensor in sae.state_dict(keep_vars=True).items():
                 found = state[name]

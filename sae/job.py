@@ -87,8 +87,8 @@ def run_under_ray(
         max_failures: lost workers or nodes after which Ray gives up.
         storage: folder for Ray's own records; its default is in the home folder.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig  # the extra `cluster`
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # pyright: ignore[reportMissingImports]
+    from ray.train.torch import TorchConfig, TorchTrainer  # pyright: ignore[reportMissingImports]
 
     TorchTrainer(
         _ray_worker,

@@ -38,7 +38,9 @@ class ProcessPeers(Peers):
     def __init__(self, patience: float = PATIENCE) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         with self._watched():
-            self._patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+        assert isinstance(group, dist.ProcessGroup)  # this process is in it
+        self._patient = group
 
     def sum(self, x: Tensor) -> Tensor:
         return self._reduce(x, dist.ReduceOp.SUM)

@@ -220,7 +220,7 @@ def _trainee(
         "train": config.to_json(),
         "train_hash": config.content_hash,
     }
-    sae: Any = make_sae(plan.dictionary, seed=config.seed, metadata=metadata)
+    sae = make_sae(plan.dictionary, seed=config.seed, metadata=metadata)
     prepare(sae, store, config, plan.selection, initial)
     trainee = Trainee(config, plan.folder, plan.n_batches, plan.division(sae, peers, device), progress)
     trainee.start()

@@ -7,7 +7,8 @@ import torch
 from sae_together import together
 from torch import Tensor
 
-from sae import SAEConfig, make_sae
+from sae import SAEConfig
+from sae.architectures import CLASSES
 from sae.autoencoder import SparseAutoencoder
 from sae.config import ARCHITECTURES
 from sae.division import Division, Sums, sum_gradients
@@ -19,9 +20,9 @@ D_IN, D_SAE, K, ROWS = 12, 48, 5, 60
 DEAD = torch.tensor([1, 2, 20, 30, 46, 47])
 
 
-def dictionary(architecture: str, **options: float) -> SparseAutoencoder:
+def dictionary(architecture: str) -> SparseAutoencoder:
     """A dictionary with unlike encoder and decoder, initialised on the rows it will see."""
-    sae = make_sae(SAEConfig(D_IN, D_SAE, K, architecture=architecture, **{"aux_alpha": 0.3, **options}), seed=1)
+    sae = CLASSES[architecture](SAEConfig(D_IN, D_SAE, K, architecture=architecture, aux_alpha=0.3), seed=1)
     sae.initialise(rows())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

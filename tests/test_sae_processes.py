@@ -130,7 +130,7 @@ class Union:
 
     def __exit__(self, *_: object) -> None:
         for part in self._parts:
-            part.loader.close()
+            part.__exit__(None, None, None)
 
     def __next__(self) -> TensorBatch:
         return TensorBatch(*(torch.cat(parts) for parts in zip(*(next(part) for part in self._parts), strict=True)))
