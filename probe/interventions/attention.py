@@ -47,9 +47,9 @@ class AttentionEdits:
         self._change = change
 
     def __call__(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-        call = dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask"), args, strict=False)) | kwargs
+        call: dict[str, Any] = dict(zip(_CALL[:3], args, strict=False)) | kwargs
         with torch.no_grad():
-            probs, value = attention_map(attn, **{key: call.get(key) for key in _CALL})
+            probs, value = attention_map(attn, **{key: call[key] for key in _CALL if key in call})
             edited = probs
             for where in self._placed:
                 edited = self._change(where, edited)

@@ -146,7 +146,8 @@ class ProjectOut(Op):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> ProjectOut:
-        return cls(*(unpack(record[name]) for name in ("basis", "covectors", "centre")), timesteps_of(record))
+        basis, covectors, centre = (unpack(record[name]) for name in ("basis", "covectors", "centre"))
+        return cls(basis, covectors, centre, timesteps_of(record))
 
 
 @dataclass(frozen=True, eq=False)
