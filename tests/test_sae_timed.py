@@ -17,6 +17,7 @@ from sae.config import ARCHITECTURES
 from sae.contract import SparseDictionary
 from sae.errors import ConfigError
 from sae.film import FilmSAE
+from sae.optimiser import Adam
 from sae.per_step import PerStepSAE
 from sae.residual import ResidualSAE, TrajectoryMoments
 from sae.timed import TimedSAE, encode_maps, members
@@ -120,6 +121,32 @@ def test_film_is_undone_after_decoding() -> None:
     fresh = make_sae(SAEConfig(D, 24, 3, **TIMES["film"])).double()
     assert isinstance(fresh, FilmSAE)
     torch.testing.assert_close(fresh.at(0.0).encode(x), fresh.cores[0].encode(x))  # does nothing at first
+
+
+def test_film_learns_a_modulation_that_a_shared_dictionary_cannot() -> None:
+    """Rows of every step are the same few planted features behind a scale and a shift of the step's own."""
+    g = torch.Generator().manual_seed(0)
+    d, m = 12, 16
+    features = torch.nn.functional.normalize(torch.randn(m, d, generator=g))
+    gain, shift = (0.7 * torch.randn(4, d, generator=g)).exp(), torch.randn(4, d, generator=g)
+
+    def batch(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        step = torch.randint(4, (n,), generator=g)
+        on = (torch.rand(n, m, generator=g) < 0.12) * (1 + torch.rand(n, m, generator=g))
+        return (on @ features) * gain[step] + shift[step], torch.tensor(LEVELS, dtype=torch.float64)[step]
+
+    left = {}
+    for time in ("shared", "film"):
+        sae = make_sae(SAEConfig(d, 24, 3, aux_alpha=0.0, **TIMES.get(time, {})), seed=0)
+        sae.initialise(*batch(2000))
+        adam = Adam(sae.trained_tensors(), betas=(0.9, 0.999), eps=6.25e-10, clip_norm=1.0)
+        for _ in range(250):
+            rows_of_batch, levels = batch(256)
+            adam.update(sae.loss(rows_of_batch, None, levels)[1], 1e-2)
+            sae.after_update()
+        result, _ = sae.loss(*(lambda b: (b[0], None, b[1]))(batch(4000)))
+        left[time] = float(result.sse / result.variance)
+    assert left["film"] < 0.75 * left["shared"], left
 
 
 def test_per_step_is_its_groups_side_by_side() -> None:
