@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def direction(seed: int, n: int = 3, k: int = 2, d: int = 6, **options) -> Direction:
+def direction(seed: int, n: int = 3, k: int = 2, d: int = 6, **options: Any) -> Direction:
     options = {"timesteps": range(900, 900 - 100 * n, -100)} | options
     return Direction(SITE, normal(seed, n, k, d), normal(seed + 1, n, k).abs(), **options)
 
@@ -145,10 +146,11 @@ def test_files_round_trip_and_notice_every_change(tmp_path):
 
 
 def test_the_hash_covers_every_argument():
-    same = {"frame": "per_step", "steps": (0,), "provenance": {"a": 1}}
+    same: dict[str, Any] = {"frame": "per_step", "steps": (0,), "provenance": {"a": 1}}
     base = direction(0, **same)
     assert base.hash == direction(0, **same).hash
-    for change in ({"frame": "local"}, {"steps": (1,)}, {"provenance": {"a": 2}}, {"timesteps": None}):
+    changes: list[dict[str, Any]] = [{"frame": "local"}, {"steps": (1,)}, {"provenance": {"a": 2}}, {"timesteps": None}]
+    for change in changes:
         assert direction(0, **(same | change)).hash != base.hash
     assert direction(1, **same).hash != base.hash
     assert Direction(SITE, base.basis, base.scales * 2, **same, timesteps=base.timesteps).hash != base.hash

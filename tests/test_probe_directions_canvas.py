@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ from probe.model import PipelineEps, generate, load_pipeline
 
 STEPS, SEEDS = 4, [0, 1]
 SITE = "unet.up_blocks.1:out"
-CONTRAST = {"site": SITE, "factor": "background", "positive": "dark", "negative": "white"}
+CONTRAST: dict[str, Any] = {"site": SITE, "factor": "background", "positive": "dark", "negative": "white"}
 PROMPTS = [caption(sample_scene(np.random.default_rng(100 + i), background="white")) for i in range(2)]
 
 
@@ -116,7 +118,7 @@ def test_the_difference_of_means_moves_the_background_and_a_random_direction_doe
 
 
 def test_what_can_be_read_need_not_be_used(canvas, store):
-    found = MeanDifference(**CONTRAST | {"site": "unet.mid_block:out"}).fit(store)
+    found = MeanDifference(**dict(CONTRAST, site="unet.mid_block:out")).fit(store)
     assert found.auc_.min() == 1.0
     assert dark(draw(canvas, [found.direction_.intervention(0, 2.0, unit="raw", branch="cond")])).max() < 0.01
 

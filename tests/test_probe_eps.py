@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,13 @@ def test_low_rank_mixture_lies_on_its_subspaces():
 def test_what_cannot_be_is_refused():
     model = mixture(0)
     z = normal(0, 2, 4)
-    for bad in ({"log_snr": [1.0, 2.0, 3.0]}, {"log_snr": math.nan}, {"log_snr": 100.0}, {"log_snr": 0.0, "cond": [0]}):
+    impossible: list[dict[str, Any]] = [
+        {"log_snr": [1.0, 2.0, 3.0]},
+        {"log_snr": math.nan},
+        {"log_snr": 100.0},
+        {"log_snr": 0.0, "cond": [0]},
+    ]
+    for bad in impossible:
         with pytest.raises(InvalidRequest):
             model.eps(z, **bad)
     for label in (3, -1, "a", True):
@@ -217,6 +224,7 @@ def test_a_pipelines_own_steps_are_reproduced(tiny_pipe):
     hook.remove()
     timesteps, log_snr = schedule(tiny_pipe, 3)
     assert log_snr[0] == -math.inf and model.log_snr_range[0] > -60
+    z = torch.zeros(0)
     for (args, _, output), t, a in zip(calls, timesteps, log_snr, strict=True):
         z, level = model.from_model_scale(args[0][:1], t)
         assert level == pytest.approx(a, abs=1e-9)

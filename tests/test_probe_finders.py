@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ SEEDS = [0, 1, 2]
 
 
 def write_store(
-    folder: Path, values: np.ndarray, labels: dict[str, np.ndarray] | None = None, site=SITE, grid=None, per_shard=None
+    folder: Path, values: np.ndarray, labels: dict[str, Any] | None = None, site=SITE, grid=None, per_shard=None
 ) -> ActivationStore:
     """A store of values (samples, steps, tokens, channels), float32, with one branch."""
     n, steps, tokens, channels = values.shape
@@ -107,7 +108,7 @@ def test_streamed_pca_equals_the_dense_answer(tmp_path, small_blocks, seed, view
 def test_gram_and_covariance_agree(tmp_path, seed, joint):
     x = np.random.default_rng(seed).normal(size=(12, 2, 4, 5)) * (1 + np.arange(20)).reshape(4, 5)
     store = write_store(tmp_path / "s", x + np.arange(2)[:, None, None] * 100)
-    options = {"site": SITE, "view": "map", "n_components": 4, "joint": joint}
+    options: dict[str, Any] = {"site": SITE, "view": "map", "n_components": 4, "joint": joint}
     a, b = PCA(**options).fit(store), PCA(**options, max_side=19 if not joint else 24).fit(store)
     np.testing.assert_allclose(a.explained_variance_, b.explained_variance_, rtol=1e-5)
     np.testing.assert_allclose(a.explained_variance_ratio_, b.explained_variance_ratio_, rtol=1e-5)
@@ -164,7 +165,7 @@ def labelled(tmp_path, seed: int, d: int = 5) -> tuple[ActivationStore, torch.Te
 def test_v23_mean_difference_and_discriminants(tmp_path, seed):
     store, gap, covariance = labelled(tmp_path, seed)
     best = torch.linalg.solve(covariance, gap)
-    options = {"site": SITE, "factor": "object", "positive": "star", "view": "tokens"}
+    options: dict[str, Any] = {"site": SITE, "factor": "object", "positive": "star", "view": "tokens"}
     difference = MeanDifference(**options).fit(store)
     assert cosine(difference.direction_.flat, gap) > 0.998
     np.testing.assert_allclose(difference.direction_.flat[0, 0], gap, atol=0.08)
@@ -219,7 +220,7 @@ def test_rows_of_a_map_share_their_samples_label(tmp_path, seed):
     x = rng.normal(size=(200, 2, 3, 4))
     x[:, 1, 1, 2] += 4 * label  # one token, one channel, step 1
     store = write_store(tmp_path / "s", x, {"object": label})
-    options = {"site": SITE, "factor": "object", "positive": "1"}
+    options: dict[str, Any] = {"site": SITE, "factor": "object", "positive": "1"}
     whole = MeanDifference(**options, view="map").fit(store)
     assert int(whole.direction_.flat[1, 0].argmax()) == 1 * 4 + 2 and whole.direction_.basis.shape == (2, 1, 3, 4)
     tokens = MeanDifference(**options, view="tokens").fit(store)
@@ -254,7 +255,7 @@ def test_cav_knows_a_concept_from_chance(tmp_path, seed):
     x = rng.normal(size=(240, 1, 1, 12))
     x[:, 0, 0, 4] += 3 * (label == 0)
     store = write_store(tmp_path / "s", x, {"object": label, "chance": rng.permutation(label)})
-    options = {"site": SITE, "positive": "0", "repeats": 12, "seed": seed}
+    options: dict[str, Any] = {"site": SITE, "positive": "0", "repeats": 12, "seed": seed}
     found = CAV(factor="object", **options).fit(store)
     assert found.accuracy_.mean() > 0.85 and 0.3 < found.random_accuracy_.mean() < 0.7
     assert found.p_value_[0] == pytest.approx(1 / 13)
@@ -299,7 +300,7 @@ def test_nmf_finds_signed_parts(tmp_path, seed):
 def test_drawn_rows_depend_on_the_seed_alone(tmp_path):
     x = np.random.default_rng(0).exponential(size=(60, 1, 4, 3))
     store = write_store(tmp_path / "s", x)
-    options = {"site": SITE, "view": "tokens", "n_components": 2, "max_rows": 50}
+    options: dict[str, Any] = {"site": SITE, "view": "tokens", "n_components": 2, "max_rows": 50}
     hashes = [ICA(**options, seed=s).fit(store).direction_.hash for s in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -356,13 +357,13 @@ def test_latent_svd_and_writing(tmp_path, seed):
 def test_impossible_requests(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 1, 2, 3))
     store = write_store(tmp_path / "s", x, {"object": ["cup", "star"] * 4})
-    contrast = {"site": SITE, "factor": "object", "positive": "star"}
+    contrast: dict[str, Any] = {"site": SITE, "factor": "object", "positive": "star"}
     for finder, error, message in [
         (PCA(site="other:out"), UnknownSite, "toy.layer"),
         (PCA(site=SITE, n_components=4), InvalidDirection, "at most 3"),
-        (PCA(site=SITE, view="rows"), InvalidDirection, "expected one of mean, tokens, map"),
-        (MeanDifference(**contrast | {"factor": "style"}), UnknownLabel, "object"),
-        (MeanDifference(**contrast | {"positive": "moon"}), InvalidDirection, "there are cup, star"),
+        (PCA(site=SITE, view="rows"), InvalidDirection, "expected one of mean, tokens, map"),  # type: ignore[arg-type]
+        (MeanDifference(**dict(contrast, factor="style")), UnknownLabel, "object"),
+        (MeanDifference(**dict(contrast, positive="moon")), InvalidDirection, "there are cup, star"),
         (MeanDifference(**contrast, holdout=0.9), InvalidDirection, "at least two to learn from"),
         (MeanDifference(**contrast, holdout=0.0), InvalidDirection, "between 0 and 1"),
         (LDA(**contrast, shrinkage=2.0), InvalidDirection, "shrinkage 2.0"),

@@ -58,7 +58,8 @@ def network(request) -> tuple[PipelineEps, Point]:
     for p in pipe.unet.parameters():
         if p.ndim > 1:
             p.add_(torch.randn(p.shape, generator=generator) * p.std() * 0.5)
-    pipe.unet.double(), pipe.text_encoder.double()
+    pipe.unet.double()
+    pipe.text_encoder.double()
     model = PipelineEps(pipe)
     return model, Point(normal(request.param + 5, 1, *model.sample_shape), 0.5, "a red star")
 

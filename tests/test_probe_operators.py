@@ -44,7 +44,8 @@ def network() -> tuple[PipelineEps, list[Point]]:
     """The tiny pipeline at 4 x 4 x 4 in float64, and two points."""
     pipe = build_tiny_pipeline()
     pipe.unet.register_to_config(sample_size=4)
-    pipe.unet.double(), pipe.text_encoder.double()
+    pipe.unet.double()
+    pipe.text_encoder.double()
     model = PipelineEps(pipe)
     return model, [
         Point(normal(i, 1, *model.sample_shape), a, "a red star", i, t)

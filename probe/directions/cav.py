@@ -98,7 +98,7 @@ class CAV(ContrastFinder):
             return TCAVScore(*shares, p_value=1.0 if shares[0][0] == shares[1][0] else 0.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # one of the two does not vary: the test is still defined
-            p_value = float(ttest_ind(*shares, equal_var=False).pvalue)
+            p_value = float(np.asarray(ttest_ind(*shares, equal_var=False))[1])
         return TCAVScore(*shares, p_value=p_value)
 
     def _vector(self, rows: SiteRows, step: int, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.decomposition import NMF as _NMF
@@ -91,10 +91,10 @@ class ICA(ComponentFinder):
     """
 
     def _solve(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        model = FastICA(
+        model: Any = FastICA(
             self.n_components, whiten="unit-variance", max_iter=self.max_iter, tol=1e-3, random_state=self.seed
         )
-        sources = model.fit_transform(x)
+        sources: np.ndarray = model.fit_transform(x)
         sign = np.where((sources**3).mean(0) < 0, -1.0, 1.0)
         return (model.mixing_ * sign).T, np.linalg.norm(model.mixing_, axis=0)
 
@@ -108,7 +108,8 @@ class NMF(ComponentFinder):
     """
 
     def _solve(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        model = _NMF(self.n_components, init="nndsvda", max_iter=self.max_iter, random_state=self.seed)
+        k: Any = self.n_components  # the stubs know only "auto"
+        model: Any = _NMF(k, init="nndsvda", max_iter=self.max_iter, random_state=self.seed)
         weights = model.fit_transform(np.concatenate([x.clip(min=0), (-x).clip(min=0)], 1))
         parts = model.components_[:, : x.shape[1]] - model.components_[:, x.shape[1] :]
         size = np.linalg.norm(parts, axis=1) * np.sqrt((weights**2).mean(0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class DictionaryColumns(StoreFinder):
         self.direction_ = self._direction(rows, columns[chosen][None].astype(np.float64), "global")
         return self
 
-    def _parameters(self) -> dict[str, object]:
+    def _parameters(self) -> dict[str, Any]:
         """The dictionary goes by the hash of its decoder."""
         columns = np.ascontiguousarray(self.dictionary.W_dec.detach().cpu().float().numpy())
         rest = {

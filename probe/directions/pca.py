@@ -24,6 +24,8 @@ from probe.directions.finder import StoreFinder
 from probe.directions.rows import MAX_BYTES, Moments, SiteRows
 from probe.errors import InvalidDirection
 
+_Found = tuple[np.ndarray, np.ndarray, float, int]
+
 
 @dataclass(kw_only=True, eq=False)
 class PCA(StoreFinder):
@@ -67,9 +69,7 @@ class PCA(StoreFinder):
         self.direction_ = self._direction(rows, vectors, frame).aligned()
         return self
 
-    def _components(
-        self, rows: SiteRows, steps: tuple[int, ...]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _components(self, rows: SiteRows, steps: tuple[int, ...]) -> _Found:
         """(vectors (k, width), variances (k,), total variance, number of rows) of some steps together."""
         k, side = self.n_components, rows.width
         n_most = len(rows.samples) * len(steps) * (store_tokens(rows) if rows.view == "tokens" else 1)
@@ -92,7 +92,7 @@ def store_tokens(rows: SiteRows) -> int:
     return rows.store.site(rows.site).spec.tokens
 
 
-def _from_covariance(rows: SiteRows, steps: tuple[int, ...], k: int) -> tuple[np.ndarray, ...]:
+def _from_covariance(rows: SiteRows, steps: tuple[int, ...], k: int) -> _Found:
     scatter, n, width = np.zeros((rows.width, rows.width)), 0, rows.width
     for step in steps:
         moments = Moments(width)
@@ -103,10 +103,10 @@ def _from_covariance(rows: SiteRows, steps: tuple[int, ...], k: int) -> tuple[np
     values, vectors = scipy.linalg.eigh(scatter, subset_by_index=[width - k, width - 1])
     freedom = max(1, n - len(steps))
     variance = values[::-1].clip(0) / freedom
-    return vectors.T[::-1], variance, np.trace(scatter) / freedom, np.array(n)
+    return vectors.T[::-1], variance, float(np.trace(scatter)) / freedom, n
 
 
-def _from_gram(rows: SiteRows, steps: tuple[int, ...], k: int) -> tuple[np.ndarray, ...]:
+def _from_gram(rows: SiteRows, steps: tuple[int, ...], k: int) -> _Found:
     tokens, channels = rows.shape
     n_rows = len(rows.samples) * len(steps)
     part = max(1, min(tokens, MAX_BYTES // (16 * n_rows * channels)))
@@ -120,7 +120,7 @@ def _from_gram(rows: SiteRows, steps: tuple[int, ...], k: int) -> tuple[np.ndarr
     values, weights = values[::-1].clip(1e-300), weights[:, ::-1]
     vectors = np.concatenate([_centred(rows, steps, c).T @ weights for c in slices]).T / np.sqrt(values)[:, None]
     freedom = max(1, n - len(steps))
-    return vectors, values / freedom, np.trace(gram) / freedom, np.array(n)
+    return vectors, values / freedom, float(np.trace(gram)) / freedom, n
 
 
 def _centred(rows: SiteRows, steps: tuple[int, ...], tokens: slice) -> np.ndarray:

@@ -85,7 +85,8 @@ def top_singular(
         )
     p = min(k + oversample, limit)
     block = torch.randn(op.n_in, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    v, s, converged, iteration = _orth(block), torch.zeros(p, dtype=torch.float64), False, 0
+    v = u = q = _orth(block)
+    s, converged, iteration = torch.zeros(p, dtype=torch.float64), False, 0
     for iteration in range(1, max_iter + 1):  # noqa: B007
         u = _orth(_checked(op.jvp(v.T)).T)
         w = _checked(op.vjp(u.T)).T

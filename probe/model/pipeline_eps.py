@@ -26,7 +26,7 @@ from probe.model.conditioning import DenoiserCall, denoiser_call
 from probe.model.eps_model import Cond, LogSnr, check_samples, conditions, levels
 from probe.model.generate import model_label
 from probe.model.pipeline import Pipeline
-from probe.model.prediction import noise_of, prediction_type
+from probe.model.prediction import Prediction, noise_of, prediction_type
 
 _EDGE = 1e-6
 
@@ -50,7 +50,7 @@ class PipelineEps:
 
     def __init__(self, pipe: Pipeline) -> None:
         self.pipe = pipe
-        self.kind = prediction_type(pipe.scheduler)
+        self.kind: Prediction = prediction_type(pipe.scheduler)
         self._calls: dict[Any, dict[str, Any]] = {}
         first = self._capture(None)
         self._module, self._sample = first.module, first.sample
