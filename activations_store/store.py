@@ -9,7 +9,7 @@ found by name like any other site.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,7 +48,8 @@ class ActivationStore:
         self._readers = ReaderCache()
         self._samples: pa.Table | None = None
         self._groups: dict[str, ActivationStore] = {}
-        self._record = lru_cache(maxsize=1024)(self._read_record)
+        # Of a function that does not hold the store: else it and its open files would wait for the garbage collector.
+        self._record = lru_cache(maxsize=1024)(partial(read_record, layout, info))
 
     @classmethod
     def open(cls, path: str | Place) -> Self:
@@ -203,7 +204,17 @@ class ActivationStore:
             MissingSamples: the shard is not committed.
             InvalidRecord: the record is damaged or foreign.
         """
-        return self._record(shard)
+        try:
+            return self._record(shard)
+        except FileNotFoundError:
+            samples = self.spec.shard_samples(shard)
+            raise MissingSamples(
+                explain(
+                    f"Samples {samples.start} to {samples.stop - 1} of {self.place} have not been collected",
+                    found=f"{len(self.committed)} of {self.spec.n_shards} shards, without shard {shard}",
+                    next_step="resume the collection, or read store.committed_samples() only",
+                )
+            ) from None
 
     def site(self, name: str) -> SiteView:
         """One site's activations; an unknown name raises `UnknownSite` with the names there are."""
@@ -271,16 +282,3 @@ class ActivationStore:
         self._record.cache_clear()
         for group in self._groups.values():
             group.close()
-
-    def _read_record(self, shard: int) -> CommitRecord:
-        samples = self.spec.shard_samples(shard)
-        try:
-            return read_record(self._layout, self._info, shard)
-        except FileNotFoundError:
-            raise MissingSamples(
-                explain(
-                    f"Samples {samples.start} to {samples.stop - 1} of {self.place} have not been collected",
-                    found=f"{len(self.committed)} of {self.spec.n_shards} shards, without shard {shard}",
-                    next_step="resume the collection, or read store.committed_samples() only",
-                )
-            ) from None

@@ -1,5 +1,6 @@
 """Lazy views, xarray, labels, torch rows, the measured quality of the shuffle."""
 
+import gc
 from itertools import islice
 from pathlib import Path
 
@@ -161,3 +162,16 @@ def test_shuffle_quality_against_a_full_permutation(tmp_path: Path) -> None:
     assert narrow.ratio < 0.6  # the chunks of this tiny store hold 16 images, so a small pool sees few
     with RowLoader(store, "a", 256, pool_rows=256, rank=1, world=2) as loader:
         assert 1 <= shuffle_quality(loader, rho=1.0).effective <= 256
+
+
+def test_a_store_that_is_dropped_closes_its_files(tmp_path: Path) -> None:
+    path = complete_store(tmp_path / "s", small_spec(JOINED, n_samples=2)).path
+    gc.collect()
+    gc.disable()  # a store in a cycle would keep its shards open until the collector comes
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            ActivationStore.open(path).site(JOINED.name).read()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        gc.enable()
