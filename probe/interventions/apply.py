@@ -29,6 +29,8 @@ from probe.model.pipeline import Pipeline
 
 Change = Callable[[Placed, torch.Tensor], torch.Tensor]
 """Applies one edit where it is met; returns the tensor itself if it changes nothing or does not apply now."""
+Active = Callable[[Placed], bool]
+"""Whether an edit applies now."""
 _HOOKED = ("denoiser", "probs", "prompt", "text")
 
 
@@ -71,7 +73,7 @@ def intervene(pipe: Pipeline, interventions: Intervention | Sequence[Interventio
             if text_clock is not None:
                 stack.callback(encoder.register_forward_pre_hook(text_clock.tick).remove)
         for module, where in _by_module(pipe, placed).items():
-            _hook(stack, module, where, change)
+            _hook(stack, module, where, change, lambda where: bool(clock.strength(where.item)))
         weights = [where for where in placed if where.kind == "weight"]
         if weights:
             stack.enter_context(WeightEdits(pipe, clock, weights))
@@ -99,7 +101,7 @@ def _by_module(pipe: Pipeline, placed: Sequence[Placed]) -> dict[torch.nn.Module
     return found
 
 
-def _hook(stack: ExitStack, module: torch.nn.Module, placed: Sequence[Placed], change: Change) -> None:
+def _hook(stack: ExitStack, module: torch.nn.Module, placed: Sequence[Placed], change: Change, active: Active) -> None:
     """Hooks of one module: its input, the prompt it is given, its attention maps, its output."""
     inputs = [where for where in placed if where.site.port in ("in", "prompt")]
     maps = [where for where in placed if where.kind == "probs"]
@@ -107,7 +109,7 @@ def _hook(stack: ExitStack, module: torch.nn.Module, placed: Sequence[Placed], c
     if inputs:
         stack.callback(module.register_forward_pre_hook(_input_hook(module, inputs, change), with_kwargs=True).remove)
     if maps:
-        hook = AttentionEdits(module, maps, change)
+        hook = AttentionEdits(module, maps, change, active)
         stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
     if outputs:
         stack.callback(module.register_forward_hook(_output_hook(outputs, change), with_kwargs=True).remove)

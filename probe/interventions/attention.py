@@ -6,8 +6,8 @@ more, edited to P', and the output is moved by what that changes, which is linea
     out' = out + merge_heads((P' - P) V) W_out^T / rescale
 
 so an edit that changes nothing leaves every bit in place. Costs the projections and the map of the edited modules a
-second time, and batch x heads x queries x keys numbers. A mask may be (queries, keys), (keys,) for text tokens, or a
-(height, width) picture over the queries.
+second time at the steps of the edit, and batch x heads x queries x keys numbers. A mask may be (queries, keys), (keys,)
+for text tokens, or a (height, width) picture over the queries.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class AttentionEdits:
         module: torch.nn.Module,
         placed: Sequence[Placed],
         change: Callable[[Placed, torch.Tensor], torch.Tensor],
+        active: Callable[[Placed], bool],
     ) -> None:
         """
         Raises:
@@ -45,8 +46,11 @@ class AttentionEdits:
             )
         self._placed = placed
         self._change = change
+        self._active = active
 
     def __call__(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+        if not any(self._active(where) for where in self._placed):
+            return output
         call: dict[str, Any] = dict(zip(_CALL[:3], args, strict=False)) | kwargs
         with torch.no_grad():
             probs, value = attention_map(attn, **{key: call[key] for key in _CALL if key in call})
