@@ -24,6 +24,11 @@ from sae.processes import joined
 from sae.rows import open_rows
 
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{architecture: {"architecture": architecture} for architecture in ARCHITECTURES},
+    "whitened": {"input": "whitened"},
+    "crosscoder": {"across_steps": True},
+}
 LONG = {"architecture": "batchtopk", "rows": 256 * 80}  # long enough to be killed on the way
 LIMIT = 180  # seconds after which a test gives up; on a free machine a run takes a few
 
@@ -97,7 +102,9 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Everything that two processes train in these tests, in one start of the two."""
     folder = tmp_path_factory.mktemp("two")
     path = str(world.store.path)
-    rows = TrainJob(path, tuple(config(architecture=a) for a in ARCHITECTURES), _folders(folder, "rows", ARCHITECTURES))
+    rows = TrainJob(
+        path, tuple(config(**options) for options in VARIANTS.values()), _folders(folder, "rows", list(VARIANTS))
+    )
     both = ("topk", "batchtopk")
     features = TrainJob(
         path, tuple(config(architecture=a) for a in both), _folders(folder, "features", both), divide="features"
@@ -151,19 +158,19 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_two_processes_equal_one_on_the_union(
     world: World,
     trained: tuple[Path, list[tuple[int, str, str]]],
-    architecture: str,
+    variant: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, children = trained
     assert [status for status, _, _ in children] == [0, 0], children
     monkeypatch.setattr(sys.modules["sae.train"], "open_rows", Union)  # the package names its function like it
-    train(world.store, config(architecture=architecture), tmp_path)
-    assert_same_run(tmp_path, folder / "rows" / architecture)
+    train(world.store, config(**VARIANTS[variant]), tmp_path)
+    assert_same_run(tmp_path, folder / "rows" / variant)
 
 
 @pytest.mark.slow
