@@ -114,7 +114,7 @@ def bench_sae(
     )
 
 
-def recovery_table(rows: list[Row]) -> str:
+def recovery_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The table that people read: features beside what was there before."""
     header = ["site, units", "AUC", "F1", "correlation", "AUC > 0.95", "units each", "false discoveries", "IoU"]
     body = []

@@ -82,7 +82,7 @@ def find_targets(
                     f"{name}: the folder does not say which site it reads; give --site, one of "
                     f"{', '.join(opened.sites)}."
                 )
-            sae = open_sae(folder, k=k, site=opened.sites[0])
+            sae = open_sae(folder, k=k, site=next(iter(opened.sites)))
         check_dictionary(sae, folder, opened)
         found.append(Target(name, folder, owner, rows, sae.config.site, sae))
     twice = [t.name for t in found if sum(t.name == other.name for other in found) > 1]

@@ -82,7 +82,7 @@ def light_probe(vectors: np.ndarray, classes: np.ndarray, train: np.ndarray, *, 
         # Three hundred iterations are what the probe is allowed; where it stops is its answer.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(scale.transform(vectors[train]), classes[train])
-    return model.predict(scale.transform(vectors[~train])) == classes[~train]
+    return np.equal(model.predict(scale.transform(vectors[~train])), classes[~train])
 
 
 def _spread_and_purity(classes: np.ndarray) -> tuple[float, float]:

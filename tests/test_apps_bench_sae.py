@@ -31,7 +31,7 @@ def test_the_bench_from_renders_to_ratios(tmp_path: Path, monkeypatch: pytest.Mo
         assert 0.3 < (measured.ratios[f"{name}_auc"] or 0) < 1
         assert 0 < (measured.ratios[f"{name}_iou"] or 0) < 1
     assert (measured.ratios["recovered_over_zero"] or 0) <= 1
-    assert "mid_block, PCA" in recovery_table(list(measured.rows))
+    assert "mid_block, PCA" in recovery_table(measured.rows)
 
     # Masks reach the grid: cells of which the render's own coverage is half or more.
     store = ActivationStore.open(tmp_path / "store")

@@ -89,5 +89,5 @@ def _sae(options: argparse.Namespace) -> None:
     work = options.work or out.with_suffix("")
     measured = bench_sae(pipe, judge, QUICK if options.quick else BenchConfig(), work, print, device=options.device)
     measured.write(out)
-    print(recovery_table(list(measured.rows)))
+    print(recovery_table(measured.rows))
     print(f"\n{out} ({clock})")
