@@ -96,12 +96,12 @@ def build_bundle(
         order = np.ascontiguousarray(np.argsort(-stats.pooled, axis=0, kind="stable")[:n_examples].T)
         activation = np.take_along_axis(stats.pooled.T, order, axis=1)
         scale = stats.pooled.max(axis=0)
-        steps = _write_maps(temporary, sae, store, chosen, order, activation, scale, progress)
+        peak = _write_maps(temporary, sae, store, chosen, order, activation, scale, progress)
         used = activation > 0
         save_file(
             {
                 "sample": np.ascontiguousarray(np.where(used, order, -1), dtype=np.int32),
-                "step": np.ascontiguousarray(np.where(used, steps, -1), dtype=np.int32),
+                "step": np.ascontiguousarray(np.where(used, peak, -1), dtype=np.int32),
                 "activation": np.ascontiguousarray(np.where(used, activation, 0), dtype=np.float32),
             },
             temporary / "examples.safetensors",
