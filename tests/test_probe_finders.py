@@ -245,6 +245,16 @@ def test_a_store_with_holes_gives_what_is_there(tmp_path):
         PCA(site=SITE, view="map", n_components=2, max_side=5).fit(write_store(tmp_path / "t", x[5:10]))
 
 
+def test_samples_without_a_label_are_left_out(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 1, 1, 3)).astype(np.float32)
+    labels = np.array(["a", "b", ""])[np.arange(60) % 3]
+    x[labels == ""] += 1000
+    store = write_store(tmp_path / "s", x, {"o": labels})
+    options: dict[str, Any] = {"site": SITE, "factor": "o", "positive": "a"}
+    rest, named = MeanDifference(**options).fit(store), MeanDifference(**options, negative="b").fit(store)
+    assert torch.equal(rest.direction_.basis, named.direction_.basis) and rest.direction_.flat.norm() < 3
+
+
 # Concept activation vectors
 
 

@@ -78,7 +78,7 @@ class ContrastFinder(StoreFinder):
     Attributes:
         factor: the store's label column, without ``label_``.
         positive: the label that the vector points to.
-        negative: the label that it points away from; None for all others.
+        negative: the label that it points away from; None for all others. Samples without a label are left out.
         against: directions of other attributes at the site; the vector is made orthogonal to all of theirs.
         holdout: share of the samples of each class that is only used to judge.
         seed: decides which.
@@ -106,11 +106,15 @@ class ContrastFinder(StoreFinder):
         rows = self._rows(store)
         (positive, test_positive), (negative, test_negative) = (self._split(s) for s in self._classes(rows))
         vectors = np.stack([self._vector(rows, step, positive, negative) for step in rows.chosen])[:, None]
+        length = np.linalg.norm(vectors, axis=2)
         if self.against:
             raw = Direction(rows.site, torch.from_numpy(vectors).unflatten(2, rows.shape))
             vectors = raw.project_out(self.against).flat.numpy()
-        if not np.isfinite(vectors).all() or (np.linalg.norm(vectors, axis=2) == 0).any():
-            raise InvalidDirection(f"{type(self).__name__}: the vector at {self.site} is zero or not finite.")
+        if not (np.linalg.norm(vectors, axis=2) > 1e-6 * length).all():  # also where it is NaN
+            raise InvalidDirection(
+                f"{type(self).__name__}: the vector at {self.site} is zero: the classes do not differ"
+                + (", or only along the directions that it must avoid." if self.against else ".")
+            )
         self.auc_, self.auc_se_ = np.empty((2, len(rows.chosen)))
         for i, step in enumerate(rows.chosen):
             scores = [_by_sample(*rows.projected(step, vectors[i], s)) for s in (test_positive, test_negative)]
@@ -131,7 +135,7 @@ class ContrastFinder(StoreFinder):
                     f"{type(self).__name__}: no committed sample has the {self.factor} {label!r}; there are "
                     f"{', '.join(sorted(known)[:20])}."
                 )
-        other = labels != self.positive if self.negative is None else labels == self.negative
+        other = (labels != self.positive) & (labels != "") if self.negative is None else labels == self.negative
         return rows.samples[labels == self.positive], rows.samples[other]
 
     def _split(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
