@@ -119,6 +119,17 @@ class Points(Exact):
         self.points, self.sd, self.groups = points, sd, groups
         self.log_weights = (weights / weights.sum()).log()
 
+    @classmethod
+    def labelled(cls, points: torch.Tensor, sd: float, weights: Sequence[float] | None = None) -> Points:
+        """Each point is a group of its own: a condition is the point's number."""
+        k = len(points)
+        w = torch.tensor([1.0] * k if weights is None else weights, dtype=torch.float64)
+        return cls(points, sd, torch.eye(k, dtype=torch.bool), w)
+
+    def draw(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=gen(seed))
+        return self.points[labels] + self.sd * normal(seed + 1, n, self.points.shape[1]), labels
+
     def eps(self, z: torch.Tensor, log_snr: LogSnr, cond: Any = None) -> torch.Tensor:
         alpha, sigma = alpha_sigma(log_snr, z)
         total = (alpha * self.sd) ** 2 + sigma**2

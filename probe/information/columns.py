@@ -16,7 +16,7 @@ meets the same noisy samples as all others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -68,18 +68,21 @@ def without(*roles: str) -> str:
     return "-".join((CAPTION, *roles))
 
 
-def drop_words(text: str, words: Sequence[str]) -> str:
+def drop_words(text: str, words: Mapping[str, str]) -> str:
     """A caption without words; each must be one of its words.
+
+    Args:
+        text: the caption.
+        words: word -> what is said in its place, nothing if empty.
 
     Raises:
         InvalidRequest: a word that the caption does not have, or has twice.
     """
-    left = text.split()
+    parts = text.split()
     for w in words:
-        if left.count(w) != 1:
-            raise InvalidRequest(f"drop_words: {w!r} is {left.count(w)} times in {text!r}; expected once.")
-        left.remove(w)
-    return " ".join(left)
+        if parts.count(w) != 1:
+            raise InvalidRequest(f"drop_words: {w!r} is {parts.count(w)} times in {text!r}; expected once.")
+    return " ".join(kept for kept in (words.get(part, part) for part in parts) if kept)
 
 
 def class_columns(n_images: int, classes: Mapping[str, Any]) -> list[Column]:
@@ -91,8 +94,9 @@ def caption_columns(
     captions: Sequence[str],
     words: Mapping[str, Sequence[str]] | None = None,
     *,
-    alone: bool = True,
     pairs: Sequence[tuple[str, str]] | None = None,
+    absent: Mapping[str, str] | None = None,
+    say: Callable[[Mapping[str, str]], str] | None = None,
     others: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Column]:
@@ -100,9 +104,12 @@ def caption_columns(
 
     Args:
         captions: one an image.
-        words: role -> the word of each image, such as {"colour": ["red", "blue"]}: the caption without it, and
-            (``alone``) the word by itself.
-        pairs: two roles each: the caption without both, and (``alone``) both by themselves. All pairs if None.
+        words: role -> the word of each image, such as {"colour": ["red", "blue"]}: the caption without it, and the
+            word by itself.
+        pairs: two roles each: the caption without both, and both by themselves. All pairs if None.
+        absent: role -> what stands in a caption for a word that is left out, such as {"object": "thing"}.
+        say: the text for one or two words by themselves, given as {role: word}; the words with a space between if
+            None. A model was trained on some sort of text, and words by themselves may not be it.
         others: captions to draw the null from; ``captions`` if None. Words are drawn from those of other images.
         seed: of the nulls.
 
@@ -121,11 +128,16 @@ def caption_columns(
                 "each, and a role without '-', '+', ':' and spaces."
             )
     wanted = list(combinations(words, 2)) if pairs is None else list(pairs)
+    instead = absent or {}
+    tell = say or (lambda given: " ".join(given.values()))
     for role in {r for both in wanted for r in both} - set(words):
         raise InvalidRequest(f"caption_columns: no words for role {role!r}; expected one of {', '.join(words)}.")
 
     def dropped(*roles: str) -> list[str]:
-        return [drop_words(text, [words[r][i] for r in roles]) for i, text in enumerate(captions)]
+        return [drop_words(text, {words[r][i]: instead.get(r, "") for r in roles}) for i, text in enumerate(captions)]
+
+    def alone(*roles: str) -> list[str]:
+        return [tell({r: words[r][i] for r in roles}) for i in range(len(captions))]
 
     def swapped(role: str) -> list[str]:
         drawn = shuffled(words[role], seed=seed)
@@ -135,20 +147,16 @@ def caption_columns(
             for part, own, new in zip(parts, words[role], drawn, strict=True)
         ]
 
-    columns = [
+    return [
         Column(EMPTY),
         Column(CAPTION, list(captions)),
         Column(SHUFFLED, shuffled(captions, others, seed)),
         *(Column(without(role), dropped(role)) for role in words),
         *(Column(swap(role), swapped(role)) for role, given in words.items() if len(set(given)) > 1),
         *(Column(without(a, b), dropped(a, b)) for a, b in wanted),
+        *(Column(word(role), alone(role)) for role in words),
+        *(Column(pair(a, b), alone(a, b)) for a, b in wanted),
     ]
-    if alone:
-        columns += [Column(word(role), list(given)) for role, given in words.items()]
-        columns += [
-            Column(pair(a, b), [f"{x} {y}" for x, y in zip(words[a], words[b], strict=True)]) for a, b in wanted
-        ]
-    return columns
 
 
 def shuffled(captions: Sequence[str], others: Sequence[str] | None = None, seed: int = 0) -> list[str]:

@@ -21,6 +21,8 @@ from probe.information.nodes import GapCurve
 
 THRESHOLD = 0.05
 """Share of the greatest gap that is left at an edge when a window counts as truncated."""
+NEGLIGIBLE = 1e-6
+"""Nats that may be missing whatever the shares are: conditions that hardly differ leave a gap of rounding errors."""
 
 
 class TruncatedWindow(UserWarning):
@@ -51,8 +53,8 @@ class Window:
 
     @property
     def truncated(self) -> bool:
-        """Whether an edge has more than a twentieth of the greatest gap."""
-        return max(self.share_low, self.share_high) > THRESHOLD
+        """Whether an edge has more than a twentieth of the greatest gap, and the missing part counts."""
+        return max(self.share_low, self.share_high) > THRESHOLD and self.missing > NEGLIGIBLE
 
     def warn(self, what: str) -> None:
         """Warn with ``TruncatedWindow`` if the window is truncated."""

@@ -1,0 +1,447 @@
+"""probe.information against closed-form models: every quantity has a number that is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from information_world import SEEDS, Channel, Intervals, Points, Student, gen, normal
+from scipy.special import gammaln
+from scipy.stats import norm
+
+from probe.information import (
+    Column,
+    GapCurve,
+    GaussianControl,
+    Nodes,
+    adaptive_nodes,
+    class_columns,
+    classify,
+    information,
+    likelihood,
+    measure,
+    pid,
+)
+from probe.information.table import NodeTable
+from probe.model import score
+from probe.model.analytic import GaussianMixture
+
+BIT = math.log(2.0)
+WIDE = (1.0, 2.0, 8.0)  # location, scale and clip of the table of oracles
+
+
+def one_node(seed: int) -> Nodes:
+    return Nodes.logistic(1, *WIDE, placement="dealt", seed=seed)
+
+
+def channel_table(channel: Channel, n: int, seed: int, nodes: Nodes | None = None, **rows) -> NodeTable:
+    x, y = channel.draw(n, 1000 * seed + 17)
+    columns = channel.columns(y, **(rows or {"y": range(len(channel.v))}))
+    return measure(channel, x, columns, nodes or one_node(seed), seed=seed, batch=8192)
+
+
+def rmse(errors: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+# Gaussian channels
+
+
+@pytest.mark.parametrize(("n", "repeats", "orthogonal", "standard"), [(1000, 24, 0.17, 0.34), (10_000, 6, 0.06, 0.12)])
+def test_v2_error_of_both_forms(n, repeats, orthogonal, standard):
+    found = {"orthogonal": [], "standard": []}
+    for k in range(repeats):
+        channel = Channel.random(SEEDS[k % 3])
+        table = channel_table(channel, n, k)
+        for form, errors in found.items():
+            errors.append(information(table, "y", form=form).mean - channel.information())
+    assert rmse(found["orthogonal"]) < orthogonal
+    assert rmse(found["standard"]) < standard
+
+
+def test_v2_error_at_a_hundred_thousand_draws():
+    errors = {"orthogonal": [], "standard": []}
+    for seed in SEEDS:
+        channel = Channel.random(seed)
+        table = channel_table(channel, 100_000, seed)
+        for form, found in errors.items():
+            found.append(information(table, "y", form=form).mean - channel.information())
+    assert rmse(errors["orthogonal"]) < 0.012
+    assert rmse(errors["standard"]) < 0.036
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v4_only_the_standard_form_is_the_log_likelihood_ratio_of_one_image(seed):
+    channel = Channel.random(seed)
+    x, y = channel.draw(300, seed)
+    table = measure(channel, x, channel.columns(y, y=[0, 1, 2]), Nodes.logistic(400, *WIDE), seed=seed, batch=4096)
+    exact = channel.pointwise(x, y)
+    standard, orthogonal = (information(table, "y", form=f) for f in ("standard", "orthogonal"))
+    # 400 nodes are a hundredth of the table's 40,000: ten times its tolerance for single images.
+    assert np.abs(standard.pointwise - exact).max() < 1.5
+    assert np.corrcoef(standard.pointwise, exact)[0, 1] > 0.98
+    assert abs(np.corrcoef(orthogonal.pointwise, exact)[0, 1]) < 0.2
+    assert orthogonal.pointwise.min() > 0 > standard.pointwise.min()
+    inside = np.abs(standard.pointwise - exact) < 2 * standard.pointwise_error
+    assert inside.mean() > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v4_a_single_image_to_a_tenth_of_a_nat(seed):
+    channel = Channel.random(seed)
+    x, y = channel.draw(1, seed)
+    table = measure(channel, x, channel.columns(y, y=[0, 1, 2]), Nodes.logistic(40_000, *WIDE), seed=seed, batch=8192)
+    assert abs(information(table, "y").mean - channel.pointwise(x, y)[0]) < 0.15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v5_both_forms_agree_at_every_coordinate(seed):
+    table = channel_table(Channel.random(seed), 2000, seed, Nodes.logistic(100, *WIDE, seed=seed))
+    standard, orthogonal = (information(table, "y", form=f).pixels.mean(0) for f in ("standard", "orthogonal"))
+    assert standard.shape == (8,)
+    assert np.abs(standard - orthogonal).max() < 0.16  # a quarter of the table's nodes, twice its tolerance
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v9_v10_conditional_information_and_pid_of_a_scalar_gaussian(seed):
+    one = torch.ones(2, 1, dtype=torch.float64)
+    channel = Channel(one[:1], one, torch.tensor([0.5, 1.0], dtype=torch.float64))
+    rows = {"word:a": [0], "word:b": [1], "pair:a+b": [0, 1]}
+    exact = {"word:a": 0.54931, "word:b": 0.34657, "pair:a+b": 0.69315}
+    table = channel_table(channel, 10_000, seed, Nodes.logistic(2, *WIDE, placement="dealt", seed=seed), **rows)
+    found = {c: information(table, c, form="orthogonal").mean for c in rows}
+    for name, value in exact.items():
+        assert abs(found[name] - value) < 0.025, name
+    given = information(table, "pair:a+b", given="word:b", form="orthogonal").mean
+    assert abs(given - 0.34657) < 0.025
+    assert abs(found["pair:a+b"] - found["word:b"] - given) < 0.02
+    atoms = pid(table, "a", "b").image
+    for value, expected in zip(atoms, (0.34657, 0.20273, 0.0, 0.14384), strict=True):
+        assert abs(float(value) - expected) < 0.03
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v12_the_sde_form_of_minde_gives_the_same_information(seed):
+    """1/2 INT g^2 E |s(a_t) - s(a_t | y)|^2 dt over a variance-preserving SDE, beta from 0.1 to 20, t uniform."""
+    channel = Channel.random(seed, information=0.992)
+    n = 20_000
+    x, y = channel.draw(n, seed)
+    given = list(y)
+    u = (np.arange(n) + np.random.default_rng(seed).random(n)) / n
+    t = torch.from_numpy(np.exp(np.log(1e-5) * (1 - u)))  # uniform in log t
+    beta = 0.1 + 19.9 * t
+    level = -torch.log(torch.expm1(0.1 * t + 9.95 * t**2))
+    z = torch.sigmoid(level).sqrt()[:, None] * x + torch.sigmoid(-level).sqrt()[:, None] * normal(seed + 9, n, 8)
+    off = score(channel, z, level) - score(channel, z, level, given)
+    terms = 0.5 * (beta * (off**2).sum(1) * t * -math.log(1e-5)).numpy()
+    nodes = replace(one_node(seed), window=(float(level.min()), float(level.max())))
+    info = information(measure(channel, x, channel.columns(y, y=[0, 1, 2]), nodes, batch=8192), "y", form="orthogonal")
+    error = math.hypot(terms.std() / math.sqrt(n), info.interval(n=100).error)
+    assert error < 0.03
+    assert abs(terms.mean() - info.mean) < 3 * error
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v16_independence_gives_nothing(seed):
+    channel = Channel.random(seed)
+    deaf = Channel(channel.s, torch.zeros_like(channel.a), channel.v)
+    orthogonal = information(channel_table(deaf, 500, seed), "y", form="orthogonal")
+    assert np.all(orthogonal.terms == 0)
+    # Whatever is said about it does not belong to the image: the standard form of an informative channel is negative.
+    x, y = channel.draw(2000, seed)
+    table = measure(channel, x, channel.columns(y.roll(1, 0), y=[0, 1, 2]), one_node(seed), batch=8192)
+    assert information(table, "y").interval(n=200).high < 0
+    same = measure(deaf, x, channel.columns(y, y=[0, 1, 2]), one_node(seed), batch=8192)
+    low, high = information(same, "y").interval(n=200)[1:3]
+    assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v17_shifts_and_rotations_change_nothing(seed):
+    channel = Channel.random(seed)
+    nodes = Nodes.logistic(20, *WIDE, seed=seed)
+    x, y = channel.draw(20, seed)
+    first = measure(channel, x, channel.columns(y, y=[0, 1, 2]), nodes, seed=seed)
+    shift = normal(seed + 3, 8)
+    moved = Channel(channel.s, channel.a, channel.v, shift)
+    second = measure(moved, x + shift, moved.columns(y + shift @ channel.a.T, y=[0, 1, 2]), nodes, seed=seed)
+    for form in ("standard", "orthogonal"):
+        a, b = (information(t, "y", form=form).terms for t in (first, second))
+        assert np.abs(a - b).max() < 1e-6 * np.abs(a).max()
+
+    def expected(c: Channel, basis: torch.Tensor) -> float:
+        """Information from the denoisers alone: they are linear, so that the mean gap is a trace."""
+        total = 0.0
+        x_cov, joint = c.s, torch.cat([c.s, c.s @ c.a.T], 1)
+        y_cov = c.a @ c.s @ c.a.T + c.v.diag()
+        cov = torch.cat([joint, torch.cat([joint[:, len(c.s) :].T, y_cov], 1)])
+        levels, weights = Nodes.logistic(60, *WIDE, placement="gauss").place(1)
+        zero = torch.zeros(len(c.s), len(c.v), dtype=torch.float64)
+        for a, w in zip(levels[0], weights[0], strict=True):
+            alpha, sigma = 1 / math.sqrt(1 + math.exp(-a)), 1 / math.sqrt(1 + math.exp(a))
+            off = (c.eps(basis, a, None) - c.eps(basis, a, list(zero))).T  # (d, d), columns are responses
+            eye = torch.eye(len(c.v), dtype=torch.float64)
+            by_y = -c.eps(torch.zeros(len(c.v), len(c.s), dtype=torch.float64), a, list(eye)).T
+            cov_z = alpha**2 * x_cov + sigma**2 * torch.eye(len(c.s), dtype=torch.float64)
+            cross = alpha * cov[: len(c.s), len(c.s) :]
+            full = off @ cov_z @ off.T + by_y @ y_cov @ by_y.T + off @ cross @ by_y.T + by_y @ cross.T @ off.T
+            total += 0.5 * w * float(full.trace())
+        return total
+
+    rotation = torch.linalg.qr(normal(seed + 4, 8, 8)).Q
+    turned = Channel(rotation @ channel.s @ rotation.T, channel.a @ rotation.T, channel.v)
+    eye = torch.eye(8, dtype=torch.float64)
+    before = expected(channel, eye)
+    assert abs(before - expected(turned, eye)) < 1e-6
+    assert before == pytest.approx(channel.information(), abs=1e-3)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(("variance", "exact"), [(4.0, 0.111421), (1.0, 0.336831), (0.25, 0.632720)])
+def test_v6_bpsk_in_noise(variance, exact):
+    model = Points.labelled(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), math.sqrt(variance))
+    v = np.linspace(-12, 12, 2001)  # trapezoidal rule over the noisy sample, exact for smooth tails
+
+    def gap(levels: np.ndarray) -> np.ndarray:
+        out = []
+        for a in levels:
+            alpha, sigma = 1 / math.sqrt(1 + math.exp(-a)), 1 / math.sqrt(1 + math.exp(a))
+            sd = math.sqrt(alpha**2 * variance + sigma**2)
+            z = torch.from_numpy(alpha + sd * v)[:, None]  # by symmetry, given +1
+            off = model.eps(z, a) - model.eps(z, a, [1])
+            out.append(float((off[:, 0] ** 2).numpy() @ norm.pdf(v)) * (v[1] - v[0]))
+        return np.array(out)
+
+    a, w = Nodes.logistic(300, *WIDE, placement="gauss").place(1)
+    assert abs(0.5 * float(w[0] @ gap(a[0])) - exact) < 1e-5
+    errors = []
+    for seed in range(6):
+        x, labels = model.draw(10_000, seed)
+        columns = [Column("empty"), Column("label", labels.tolist())]
+        table = measure(model, x, columns, one_node(seed), seed=seed, batch=8192)
+        errors.append(information(table, "label", form="orthogonal").mean - exact)
+    assert rmse(errors) < 0.03
+
+
+@lru_cache
+def plane() -> tuple[GaussianMixture, float, float]:
+    """Three Gaussians in the plane, with H(x) and H(x | label) in nats by integration on a grid."""
+    angle = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
+    means = 2.0 * torch.stack([angle.cos(), angle.sin()], 1)
+    covariances = torch.stack(
+        [torch.diag(torch.tensor(v, dtype=torch.float64)) for v in ([0.3, 0.8], [0.6, 0.4], [0.5, 0.5])]
+    )
+    model = GaussianMixture(means, covariances)
+    axis = torch.linspace(-8, 8, 321, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    log_p = model.log_density(grid, 60.0)
+    h = -float((log_p.exp() * log_p).sum()) * float(axis[1] - axis[0]) ** 2
+    conditional = float((0.5 * torch.logdet(2 * math.pi * math.e * covariances)).mean())
+    return model, h, conditional
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v7_v8_information_and_entropy_of_a_mixture(seed):
+    model, h, conditional = plane()
+    x, labels = model.sample(10_000, gen(seed))
+    control = GaussianControl.fit(x)
+    columns = [Column("empty"), Column("label", labels.tolist()), Column("control", model=control)]
+    for clip in (4.0, 8.0):
+        nodes = Nodes.logistic(1, 1.0, 2.0, clip, placement="dealt", seed=seed)
+        table = measure(model, x, columns, nodes, seed=seed, batch=8192)
+        info = information(table, "label", form="orthogonal")
+        assert abs(info.mean - (h - conditional)) < 3 * info.interval(n=200).error < 3 * 0.05
+        found = likelihood(table, control=control)
+        assert found.interval(n=200).error < 0.065
+        assert abs(found.mean - h) < 3 * 0.032 + 0.03  # the draw of x itself and of the noise
+        difference = found.nats - likelihood(table, "label", control=control).nats
+        assert np.abs(difference - information(table, "label").pointwise).max() < 1e-4 * np.abs(difference).max()
+    plain = likelihood(table)
+    assert plain.interval(n=200).error > 5 * found.interval(n=200).error
+    assert abs(plain.mean - h) < 5 * plain.interval(n=200).error
+    assert np.allclose(found.bits_per_dimension, found.nats / (2 * math.log(2)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_likelihood_of_a_gaussian_under_its_own_control_is_exact(seed):
+    x = normal(seed, 40, 3) @ normal(seed + 1, 3, 3)
+    control = GaussianControl.fit(x)
+    table = measure(control, x, [Column("empty"), Column("control", model=control)], Nodes.logistic(3, *WIDE))
+    found = likelihood(table, control=control)
+    exact = torch.distributions.MultivariateNormal(control.mean, torch.cov(x.T)).log_prob(x)
+    assert np.allclose(found.nats, -exact.numpy(), rtol=1e-9)
+    diagonal = GaussianControl.fit(x[:5])
+    exact = torch.distributions.Normal(diagonal.mean, x[:5].std(0)).log_prob(x).sum(1)
+    assert np.allclose(diagonal.log_density(x).numpy(), exact.numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v14_the_classifier_has_the_exact_posterior_and_needs_shared_noise(seed):
+    weights = [0.5, 0.3, 0.2]
+    model = Points.labelled(2.0 * normal(seed + 5, 3, 4), 1.0, weights)
+    x, labels = model.draw(400, seed)
+    exact = torch.softmax(model.log_weights - 0.5 * torch.cdist(x, model.points) ** 2, 1).numpy()
+    names = ["0", "1", "2"]
+    prior = dict(zip(names, weights, strict=True))
+    columns = class_columns(400, {name: k for k, name in enumerate(names)})
+    nodes = Nodes.logistic(100, *WIDE, seed=seed)
+    table = measure(model, x, columns, nodes, seed=seed, batch=8192)
+    found = classify(table, names, prior)
+    agree = (found.best == exact.argmax(1)).mean()
+    assert agree > 0.98
+    assert 0.5 * np.abs(found.posterior - exact).sum(1).mean() < 0.03
+    entropy = -(exact * np.log(np.maximum(exact, 1e-300))).sum(1).mean()
+    assert abs(found.entropy.mean() - entropy) < 0.02
+    assert found.information == pytest.approx(found.prior_entropy - found.entropy.mean())
+    assert found.accuracy([names[k] for k in labels]) == pytest.approx(
+        (exact.argmax(1) == labels.numpy()).mean(), abs=0.02
+    )
+    apart = [measure(model, x, [c], nodes, seed=seed + 50 + k, batch=8192) for k, c in enumerate(columns)]
+    independent = replace(table, error=np.concatenate([t.error for t in apart], -1))
+    assert (classify(independent, names, prior).best == exact.argmax(1)).mean() < agree - 0.02
+
+
+# Decompositions
+
+GATES = {
+    "RDN": ([(0, 0), (1, 1)], lambda a, b: (a,)),
+    "UNQ": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a,)),
+    "COPY": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a, b)),
+    "XOR": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a ^ b,)),
+    "AND": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a & b,)),
+}
+ATOMS = {  # bits: redundant, unique 1, unique 2, synergistic
+    ("RDN", "mmi"): (1, 0, 0, 0),
+    ("RDN", "pointwise_min"): (1, 0, 0, 0),
+    ("RDN", "finn_lizier"): (1, 0, 0, 0),
+    ("RDN", "i_min"): (1, 0, 0, 0),
+    ("XOR", "mmi"): (0, 0, 0, 1),
+    ("XOR", "pointwise_min"): (0, 0, 0, 1),
+    ("XOR", "finn_lizier"): (0, 0, 0, 1),
+    ("XOR", "i_min"): (0, 0, 0, 1),
+    ("COPY", "mmi"): (1, 0, 0, 1),
+    ("COPY", "pointwise_min"): (1, 0, 0, 1),
+    ("COPY", "finn_lizier"): (1, 0, 0, 1),
+    ("COPY", "i_min"): (1, 0, 0, 1),
+    ("UNQ", "mmi"): (0, 1, 0, 0),
+    ("UNQ", "pointwise_min"): (0, 1, 0, 0),
+    ("UNQ", "i_min"): (0, 1, 0, 0),
+    ("UNQ", "finn_lizier"): (1, 0, -1, 1),
+    ("AND", "mmi"): (0.3113, 0, 0, 0.5),
+    ("AND", "i_min"): (0.3113, 0, 0, 0.5),
+    ("AND", "pointwise_min"): (0.0613, 0.25, 0.25, 0.25),
+    ("AND", "finn_lizier"): (0.5613, -0.25, -0.25, 0.75),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gate", GATES)
+def test_v11_gates(gate, seed):
+    inputs, output = GATES[gate]
+    targets = [output(a, b) for a, b in inputs]
+    y = torch.tensor(inputs)
+    points = torch.tensor(targets, dtype=torch.float64)
+    # Groups 0, 1: the first bit is so; 2, 3: the second; 4 ... 7: both.
+    allowed = [y[:, 0] == 0, y[:, 0] == 1, y[:, 1] == 0, y[:, 1] == 1]
+    allowed += [(y[:, 0] == a) & (y[:, 1] == b) for a in (0, 1) for b in (0, 1)]
+    model = Points(points, 0.05, torch.stack(allowed), torch.ones(len(inputs), dtype=torch.float64))
+    n = 24
+    k = torch.arange(n) % len(inputs)  # every input equally often: the averages are over noise alone
+    x = points[k] + 0.05 * normal(seed, n, points.shape[1])
+    columns = [
+        Column("empty"),
+        Column("word:a", y[k, 0].tolist()),
+        Column("word:b", (2 + y[k, 1]).tolist()),
+        Column("pair:a+b", (4 + 2 * y[k, 0] + y[k, 1]).tolist()),
+    ]
+    # Noise in the information of an image lowers the mean of a minimum: pointwise measures need many nodes.
+    nodes = Nodes.logistic(800, 1.0, 1.5, 8.0, seed=seed)
+    table = measure(model, x, columns, nodes, seed=seed, batch=8192)
+    # The priors of both bits are equal, so their surprisals are one bit each.
+    surprisal = (np.full(n, BIT), np.full(n, BIT))
+    for measure_ in ("mmi", "pointwise_min", "finn_lizier", "i_min"):
+        found = pid(
+            table,
+            "a",
+            "b",
+            measure=measure_,
+            form="standard",
+            surprisal=surprisal,
+            targets=[str(targets[i]) for i in k],
+        )
+        for name, value, exact in zip(found.image._fields, found.image, ATOMS[gate, measure_], strict=True):
+            assert abs(float(value) / BIT - exact) < 0.16, (measure_, name)
+        total = sum(float(v) for v in found.image)
+        assert total == pytest.approx(found.both.mean, abs=1e-12)
+        assert float(found.image[0] + found.image[1]) == pytest.approx(found.first.mean, abs=1e-12)
+        assert float(found.image[0] + found.image[2]) == pytest.approx(found.second.mean, abs=1e-12)
+    assert found.surprisal is not None
+
+
+# Published tasks (Czyz et al. 2023, "Beyond Normal"), with exact denoisers
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("n", "exact"), [(1, 0.41334), (2, 0.29389), (3, 0.41334), (5, 0.59281), (25, 1.29218)])
+def test_v15_multinormal_tasks(n, exact, seed):
+    """Bivariate normal with correlation 0.75, and dense multinormals with 0.5 between all coordinates."""
+    rho = 0.75 if n == 1 else 0.5
+    one = torch.ones(n, n, dtype=torch.float64)
+    s = rho * one + (1 - rho) * torch.eye(n, dtype=torch.float64)
+    a = (rho * one) @ torch.linalg.inv(s)
+    cov = s - a @ (rho * one)
+    # Noise with a full covariance becomes independent in the basis of its eigenvectors.
+    values, vectors = torch.linalg.eigh(cov)
+    channel = Channel(s, vectors.T @ a, values)
+    assert channel.information() == pytest.approx(exact, abs=1e-5)
+    table = channel_table(channel, 4000, seed, Nodes.logistic(4, *WIDE, placement="dealt", seed=seed))
+    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, abs=max(0.05 * exact, 0.03))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("k", "df", "exact"), [(2, 2, 0.19315), (3, 2, 0.29092), (3, 3, 0.17871), (5, 2, 0.44815)])
+def test_v18_student_tasks(k, df, exact, seed):
+    def f(v: float) -> float:  # entropy of a t law of total shape v, up to what cancels
+        from scipy.special import digamma
+
+        return (df + v) / 2 * (digamma((df + v) / 2) - digamma(df / 2)) - gammaln((df + v) / 2) + gammaln(df / 2)
+
+    assert 2 * f(k) - f(2 * k) == pytest.approx(exact, abs=1e-5)
+    model = Student(k, df)
+    x, y = model.draw(6000, seed)
+    columns = [Column("empty"), Column("y", list(y))]
+    table = measure(model, x, columns, Nodes.logistic(4, 0.0, 1.5, placement="dealt", seed=seed), batch=4096)
+    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("e", "exact"), [(0.75, 1 / 3), (0.1, 1.70944)])
+def test_v18_uniform_tasks(e, exact, seed):
+    """Densities with an edge: the gap falls with e^(-a/2) only, so that nodes have to adapt."""
+    model = Intervals(e)
+    x, y = model.draw(3000, seed)
+
+    def columns(n: int) -> list[Column]:
+        return [Column("empty"), Column("y", list(y[:n]))]
+
+    model.log_snr_range = (-20.0, 25.0)
+    nodes = adaptive_nodes(model, x[:100], columns(100), 8, placement="dealt", seed=seed, batch=4800)
+    table = measure(model, x, columns(3000), nodes, seed=seed, batch=8192)
+    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, abs=0.02 + 0.03 * exact)
+
+
+def test_information_by_step_adds_up_to_the_whole():
+    channel = Channel.random(0)
+    for nodes in (Nodes.logistic(40, *WIDE), Nodes.logistic(4, *WIDE, placement="dealt")):
+        found = information(channel_table(channel, 500, 0, nodes), "y", form="orthogonal")
+        curve: GapCurve = found.curve
+        assert 0.5 * float(curve.gap @ curve.width) == pytest.approx(found.mean, rel=1e-9)
+        assert curve.width.sum() == pytest.approx(32.0)
+        at = curve.log_snr[(curve.gap * curve.width).cumsum() > found.mean][0]
+        assert abs(at - 1.5) < 2.5  # half of the information is in by here
