@@ -20,6 +20,18 @@ def picture_name(sample: int) -> str:
     return f"{sample:06d}.png"
 
 
+def save_picture(root: Place, folder: str, sample: int, data: bytes) -> None:
+    """Write one picture of a sample, whole or not at all, over one that is there.
+
+    Args:
+        root: the store.
+        folder: one of `FOLDERS`.
+        sample: its number.
+        data: the bytes of a PNG.
+    """
+    write_atomic(root / folder / picture_name(sample), data, replace=True)
+
+
 def find_pictures(root: Place, samples: Iterable[int]) -> Iterator[tuple[int, Place]]:
     """(sample, file) of the pictures that lie beside a store, by folder and in the order of `samples`.
 
@@ -50,7 +62,8 @@ def copy_pictures(root: Place, numbers: dict[int, int], out: Place, *, fsync: bo
         target = out / path.parent.name
         target.mkdir(exist_ok=True)
         check_folder(target)
-        write_atomic(target / picture_name(numbers[sample]), read_small(path, MAX_PICTURE_BYTES), fsync=fsync)
+        data = read_small(path, MAX_PICTURE_BYTES)
+        write_atomic(target / picture_name(numbers[sample]), data, fsync=fsync, replace=True)
 
 
 def renumbered(names: list[str], samples: Iterable[int]) -> list[str]:

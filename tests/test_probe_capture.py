@@ -17,7 +17,7 @@ import torch
 from conftest import build_tiny_pipeline
 from PIL import Image
 
-from activations_store import ActivationStore
+from activations_store import ActivationStore, fileio
 from activations_store.errors import (
     FingerprintMismatch,
     NonFiniteActivations,
@@ -347,7 +347,7 @@ def test_killed_collection_resumes_to_the_same_bytes(tiny_folder, tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
     (out / "ready").unlink()
-    (out / "images" / "000040.png.tmp").write_bytes(b"half an image")
+    (out / "images" / f".000040.png.{fileio.HOST_TAG}-1-0.tmp").write_bytes(b"half an image")
 
     killed = ActivationStore.open(out)
     n_committed = len(killed.committed)

@@ -31,14 +31,12 @@ def count(calls, k, log):
         def inner(*args, **kwargs):
             calls.append(name)
             if len(calls) == k:
-                if name == "picture":  # half of it is written
-                    Path(args[1]).write_bytes(b"half")
                 Path(log).write_text(name)
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
         return inner
     Image.save = wrap(Image.save, "picture")
-    Path.replace = wrap(Path.replace, "rename")  # of pictures, and of everything that fileio renames
+    fileio.rename = wrap(fileio.rename, "rename")
     fileio.TempFile.write = wrap(fileio.TempFile.write, "write")
     fileio.open_for_writing = wrap(fileio.open_for_writing, "open")
 

@@ -245,8 +245,6 @@ def test_damage_is_dropped_and_filled_by_command(tmp_path: Path, url: str, capsy
     assert main(["store", "info", url]) == 0
     assert "3 of 3" in capsys.readouterr().out
     assert ActivationStore.open(url).verify() == []
-    assert main(["collect", "--sites", "mid_block", "--out", url]) == 2
-    assert "denoscope store copy" in capsys.readouterr().err
 
 
 def test_hostile_objects(tmp_path: Path, url: str) -> None:
@@ -311,3 +309,32 @@ def test_nothing_is_loaded_for_local_stores(tmp_path: Path) -> None:
 def test_paths_of_this_machine_stay_paths(tmp_path: Path) -> None:
     assert place(str(tmp_path)) == place(tmp_path) == tmp_path
     assert str(place("s3://bucket/a/b/")) == "s3://bucket/a/b"
+
+
+def test_a_collection_goes_there(
+    tiny_folder: Path,
+    tmp_path: Path,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from apps.cli import main
+
+    (tmp_path / "p.txt").write_text("a red star\na blue moon\nthe green cup")
+    command = ["collect", "--model", str(tiny_folder), "--prompts", str(tmp_path / "p.txt"), "--steps", "2"]
+    command += ["--sites", "mid_block", "--batch-size", "1", "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    real = ObjectPath.put
+    fail = FailAt(6, OSError("the network is gone"))  # metadata and one image are there
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectPath, "put", fail.wrap(real))
+        assert main([*command, url]) != 0
+    assert "the network is gone" in capsys.readouterr().err
+    assert fail.calls >= 6
+    assert ActivationStore.open(url).committed == []
+    assert main([*command, url]) == 0
+    copy(url, tmp_path / "b")
+    found = files(tmp_path / "b")
+    assert found == files(tmp_path / "run/store") and sum(name.startswith("images/") for name in found) == 3
+    assert main([*command, url, "--group", "more"]) != 0
+    assert "works on local stores only" in capsys.readouterr().err

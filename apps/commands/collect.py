@@ -19,6 +19,7 @@ from apps.commands._options import (
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from activations_store.objects import Place
     from probe.capture import CapturePlan, ImagePlan
 
 _EXAMPLE = """
@@ -51,7 +52,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image's noise; the others count up")
     add_sampling(parser)
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--out", required=True, help="run folder; or s3://BUCKET/KEY for the store itself")
     parser.add_argument("--group", metavar="NAME", help="add the sites, of the same samples, to the store in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print size, memory and time, write nothing")
 
@@ -79,24 +80,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Plan, estimate, collect."""
+    from activations_store.objects import SCHEME, place
     from apps.errors import InvalidOption
     from apps.progress import Clock, bar
     from apps.prompts import counts
     from apps.runs import STORE_MARK, Run
     from probe.capture import ImagePlan, collect, estimate, nonfinite
-    from probe.capture.collect import group_folder
+    from probe.capture.collect import store_place
     from probe.capture.size import human_bytes
 
     if options.seed < 0:
         raise InvalidOption(f"--seed {options.seed}: expected a whole number from 0.")
-    if options.out.parts[:1] == ("s3:",):
-        raise InvalidOption(
-            f"--out {options.out}: a collection is made in a folder of this machine. Then take it to an object store: "
-            "denoscope store copy OUT s3://BUCKET/KEY"
-        )
     plan, pipe = _plan(options)
-    out = Run(options.out).store
-    place = group_folder(out, options.group)
+    out = place(options.out) if options.out.startswith(SCHEME) else Run(Path(options.out)).store
+    target = store_place(out, options.group)
     what = (
         f"log-SNR {', '.join(f'{level:g}' for level in plan.log_snr)}"
         if isinstance(plan, ImagePlan)
@@ -105,9 +102,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"model {plan.model}, {what}, sites {', '.join(plan.sites)}")
     if plan.labels:
         print(f"labels: {counts(plan.labels)}")
-    started = (place / STORE_MARK).is_file()
+    started = (target / STORE_MARK).exists()
     if started:
-        check_same_plan(pipe, plan, place)
+        check_same_plan(pipe, plan, target)
     if not started or options.dry_run:
         print(estimate(pipe, plan, None if started else out))
     if options.dry_run:
@@ -117,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
         whole = collect(pipe, plan, out, progress=progress, group=options.group)
     store = whole if options.group is None else whole.groups[options.group]
     size = human_bytes(store.spec.n_bytes)
-    print(f"{store.n_committed_samples} samples, {size} in {place} ({clock})")
+    print(f"{store.n_committed_samples} samples, {size} in {target} ({clock})")
     for site, found in nonfinite(store).items():
         print(
             f"flagged at {site}: {found.nan.sum()} NaN, {found.inf.sum()} infinite, of which {found.overflow.sum()} "
@@ -172,7 +169,7 @@ def _plan(options: argparse.Namespace) -> tuple[CapturePlan | ImagePlan, Diffusi
     ), pipe
 
 
-def check_same_plan(pipe: DiffusionPipeline, plan: CapturePlan | ImagePlan, store_path: Path) -> None:
+def check_same_plan(pipe: DiffusionPipeline, plan: CapturePlan | ImagePlan, store_path: Place) -> None:
     """Say how far an earlier run of this plan came.
 
     Raises:

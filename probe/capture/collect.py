@@ -11,14 +11,15 @@ Sites can be added to a store later: the same samples are run again and the new 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from activations_store import ActivationStore, AsyncShardWriter, StoreSpec, StoreWriter
 from activations_store.errors import StoreExists
+from activations_store.objects import Place, place
+from activations_store.pictures import save_picture
 from probe.capture.generation import Generation
+from probe.capture.image_files import png_bytes
 from probe.capture.image_plan import ImagePlan
 from probe.capture.plan import CapturePlan
 from probe.capture.real_images import MASKS, RealImages
@@ -37,7 +38,7 @@ IMAGES = "images"
 def collect(
     pipe: Pipeline,
     plan: CapturePlan | ImagePlan,
-    out: str | Path,
+    out: str | Place,
     *,
     progress: Progress | None = None,
     resume: bool = True,
@@ -49,8 +50,8 @@ def collect(
     Args:
         pipe: the plan's model.
         plan: what to run.
-        out: folder of the store; images go to ``<out>/images/000000.png`` and so on, masks of real images to
-            ``<out>/masks``.
+        out: folder of the store, or ``s3://bucket/key`` (activations_store/objects.py); images go to
+            ``<out>/images/000000.png`` and so on, masks of real images to ``<out>/masks``.
         progress: called with (done, total) samples, those of an earlier run included.
         resume: continue a store of the same plan and model; if False an existing store is an error.
         save_images: overrides ``plan.images``.
@@ -68,12 +69,12 @@ def collect(
         activations_store.errors.NonFiniteActivations: activations are not finite, or overflow the stored dtype, and
             the plan does not flag them.
     """
-    out = Path(out)
+    out = place(out)
     source = open_source(pipe, plan, images=save_images if group is None else False)
-    place = group_folder(out, group)
-    started = (place / STORE_FILE).exists()
+    target = store_place(out, group)
+    started = (target / STORE_FILE).exists()
     if not resume and started:
-        raise StoreExists(f"collect: there is a store in {str(place)!r} already. Choose another folder, or resume it.")
+        raise StoreExists(f"collect: there is a store in {str(target)!r} already. Choose another folder, or resume it.")
     spec, use = spec_of(source), disk_use(source)
     if not started:
         check_fits(source, use, out)  # before there is a folder
@@ -84,15 +85,16 @@ def collect(
         beside = None if group is not None else out
         if beside is not None:
             for folder in (IMAGES,) * source.images + (MASKS,) * bool(source.n_extra_files):
-                _clean(beside / folder)
+                (beside / folder).mkdir(exist_ok=True)
         _fill(source, spec, writer, pending, beside, progress)
     return ActivationStore.open(out)
 
 
-def group_folder(out: Path, group: str | None) -> Path:
+def store_place(out: Place, group: str | None) -> Place:
     """Where a collection's store is: ``out``, or a group in it.
 
     Raises:
+        activations_store.errors.NotInObjectStore: a group, and ``out`` is no folder of this machine.
         activations_store.errors.InvalidSpec: the name cannot name a group.
         activations_store.errors.NotAStore: there is no store that a group could be added to.
     """
@@ -104,7 +106,7 @@ def _fill(
     spec: StoreSpec,
     writer: StoreWriter,
     pending: list[int],
-    beside: Path | None,
+    beside: Place | None,
     progress: Progress | None,
 ) -> None:
     """Run and write the pending shards, and pictures in a folder if there is one for them."""
@@ -117,7 +119,9 @@ def _fill(
                 pixels = source.run(buffers.receive, batch)
                 buffers.end()
                 if beside is not None:
-                    _save_images(beside / IMAGES, batch, pixels)
+                    if pixels is not None:
+                        for sample, image in zip(batch, pixels, strict=True):
+                            save_picture(beside, IMAGES, sample, png_bytes(image))
                     source.save_extras(beside, batch)
                 done += len(batch)
                 if progress is not None:
@@ -174,7 +178,7 @@ def nonfinite(store: ActivationStore) -> dict[str, NonFinite]:
     return found
 
 
-def _open_writer(source: Source, spec: StoreSpec, out: Path, group: str | None) -> StoreWriter:
+def _open_writer(source: Source, spec: StoreSpec, out: Place, group: str | None) -> StoreWriter:
     model, record, flag = fingerprint(source.pipe), store_record(source), source.plan.on_nonfinite == "flag"
     if group is not None:
         _check_same_samples(ActivationStore.open(out), source.plan)
@@ -192,23 +196,5 @@ def _check_same_samples(store: ActivationStore, plan: Recording) -> None:
         if name not in there.column_names or there.column(name).to_pylist() != here.column(name).to_pylist():
             raise InvalidPlan(
                 f"collect: a group holds other sites of the same samples, but column {name!r} of the sample table is "
-                f"another in {str(store.path)!r}. Give the prompts, seeds and labels of that collection."
+                f"another in {str(store.place)!r}. Give the prompts, seeds and labels of that collection."
             )
-
-
-def _clean(folder: Path) -> None:
-    """Make a folder of images, without what a killed run left in it."""
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
-
-
-def _save_images(folder: Path, batch: range, pixels: np.ndarray | None) -> None:
-    """Write PNGs so that a final name never holds a part of one."""
-    if pixels is None:
-        return
-    for sample, image in zip(batch, pixels, strict=True):
-        path = folder / f"{sample:06d}.png"
-        temporary = path.with_name(path.name + ".tmp")
-        Image.fromarray(image).save(temporary, format="PNG")
-        temporary.replace(path)

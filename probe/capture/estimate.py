@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from activations_store.objects import Place, place
 from probe.capture.collect import open_source
 from probe.capture.image_plan import ImagePlan
 from probe.capture.memory import current_memory, peak_memory
@@ -83,7 +83,7 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Path | None = None) -> Estimate:
+def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Place | None = None) -> Estimate:
     """Size, memory and time of a collection, from a trial batch; nothing is written.
 
     Args:
@@ -98,7 +98,7 @@ def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Path | No
     """
     source = open_source(pipe, plan)
     if out is not None:
-        check_fits(source, disk_use(source), Path(out))  # before the trial, which takes its time
+        check_fits(source, disk_use(source), place(out))  # before the trial, which takes its time
     batch = min(plan.batch_size, spec_of(source).samples_per_shard, plan.n_samples)
     before, peak_before = current_memory(), peak_memory()
     device = _device(source)
@@ -115,7 +115,7 @@ def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Path | No
     use = disk_use(source, image_bytes=per_sample, n_image_files=n_image_files)
     spec = spec_of(source)
     if out is not None:
-        check_fits(source, use, Path(out))
+        check_fits(source, use, place(out))
     host = None
     if before is not None and peak_before is not None:
         # What the batch needs is seen as a new peak, or lies below an earlier one, which then bounds it.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from activations_store.objects import Place
 from probe.capture.plan import CapturePlan
 from probe.capture.recorder import Receive, Recorder
 from probe.capture.shapes import observe_generation
@@ -51,7 +51,7 @@ class Generation:
         # Without images nothing after the last recorded site of the last recorded step is needed.
         return self._generate(receive, batch, self.plan.steps, stop_steps=() if self.images else self.steps[-1:])
 
-    def save_extras(self, out: Path, batch: range) -> None: ...
+    def save_extras(self, out: Place, batch: range) -> None: ...
 
     def trial(self, n: int) -> Trial:
         """Time two short generations: their difference is the cost of a step, the rest that of a batch.

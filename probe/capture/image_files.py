@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -104,6 +105,13 @@ def load_image(folder: str | Path, name: str, sha256: str, size: int) -> np.ndar
 def load_mask(folder: str | Path, name: str, size: int) -> np.ndarray:
     """A mask cropped and scaled as its image, nearest pixel: uint8 (size, size)."""
     return np.array(_square(_inside(Path(folder), name), name, "L", size, Image.Resampling.NEAREST))
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """An image, uint8 (height, width, 3), or a mask, uint8 (height, width), as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _square(path: Path, name: str, mode: str, size: int, resampling: Image.Resampling) -> Image.Image:

@@ -6,16 +6,15 @@ mode, at the last one in ``invert`` mode, whose walk needs the other outputs.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from probe.capture.image_files import load_image, load_mask
+from activations_store.objects import Place
+from activations_store.pictures import save_picture
+from probe.capture.image_files import load_image, load_mask, png_bytes
 from probe.capture.image_plan import ImagePlan
 from probe.capture.inversion import inversion_path, invert, to_eps
 from probe.capture.noising import Conditioned, add_noise, condition, encode, image_size, noise
@@ -84,14 +83,11 @@ class RealImages:
                 self._inverted(receive, model, x0)
         return pixels if self.images else None
 
-    def save_extras(self, out: Path, batch: range) -> None:
+    def save_extras(self, out: Place, batch: range) -> None:
         for sample in batch:
             mask = self.plan.masks[sample]
             if mask:
-                final = out / MASKS / f"{sample:06d}.png"
-                temporary = final.with_name(final.name + ".tmp")
-                Image.fromarray(load_mask(self.plan.folder, mask, self.size)).save(temporary, format="PNG")
-                temporary.replace(final)
+                save_picture(out, MASKS, sample, png_bytes(load_mask(self.plan.folder, mask, self.size)))
 
     def trial(self, n: int) -> Trial:
         """Time the first n images, all levels."""
@@ -109,11 +105,7 @@ class RealImages:
     def _mask_bytes(self, n: int) -> float:
         """Mean size of a mask file over all samples, from the first n that have one."""
         named = [mask for mask in self.plan.masks if mask]
-        sizes = []
-        for mask in named[:n]:
-            file = io.BytesIO()
-            Image.fromarray(load_mask(self.plan.folder, mask, self.size)).save(file, format="PNG")
-            sizes.append(file.tell())
+        sizes = [len(png_bytes(load_mask(self.plan.folder, mask, self.size))) for mask in named[:n]]
         return float(np.mean(sizes)) * len(named) / self.plan.n_samples if sizes else 0.0
 
     def _load(self, batch: range) -> np.ndarray:

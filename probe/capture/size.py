@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from activations_store import StoreSpec
+from activations_store.objects import ObjectPath, Place
 from probe.capture.memory import available_memory
 from probe.capture.recording import Recording
 from probe.capture.source import Source, spec_of, store_record
@@ -137,13 +138,13 @@ def buffer_bytes(spec: StoreSpec, plan: Recording) -> int:
     return held + encoded
 
 
-def check_fits(source: Source, use: DiskUse, out: Path, *, share: float = 1.0, more_memory: int = 0) -> None:
+def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, more_memory: int = 0) -> None:
     """Refuse a collection that does not fit the disk or the memory.
 
     Args:
         source: what is collected.
         use: its size.
-        out: folder that will hold the store; it need not exist.
+        out: folder that will hold the store; it need not exist. An object store has room.
         share: of the store that is still to be written.
         more_memory: bytes needed beside the shards.
 
@@ -154,8 +155,8 @@ def check_fits(source: Source, use: DiskUse, out: Path, *, share: float = 1.0, m
     # What zstd saves is not known before; only what cannot fit even at half the size is refused.
     known = use.total if source.plan.compression is None else use.total // 2
     needed = round((known + use.n_files * BLOCK_BYTES // 2) * share)
-    free = free_space(out)
-    if needed > free:
+    free = None if isinstance(out, ObjectPath) else free_space(out)
+    if free is not None and needed > free:
         options = cheaper_settings(source, use.total - spec.n_bytes)
         fewer = int(spec.n_samples * free / needed)
         lines = [f"{c.setting} takes {human_bytes(c.total_bytes * share)}" for c in options]

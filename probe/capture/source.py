@@ -7,12 +7,12 @@ them from a folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from activations_store import StoreSpec
+from activations_store.objects import Place
 from probe.capture.buffers import ShardBuffers
 from probe.capture.recorder import Receive
 from probe.capture.recording import Recording
@@ -60,7 +60,7 @@ class Source(Protocol):
         """Run samples through the model, recording its sites; their images, if the plan saves any."""
         ...
 
-    def save_extras(self, out: Path, batch: range) -> None:
+    def save_extras(self, out: Place, batch: range) -> None:
         """Write further files of these samples under the store, atomically."""
         ...
 
