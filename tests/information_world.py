@@ -51,7 +51,7 @@ class Channel(Exact):
             mid = math.sqrt(low * high)
             channel = cls(s, a, torch.full((m,), mid, dtype=torch.float64))
             low, high = (mid, high) if channel.information() > information else (low, mid)
-        return channel
+        return cls(s, a, torch.full((m,), low, dtype=torch.float64))
 
     def given(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(gain (d, k), covariance (d, d)) of x given the rows of y that are seen."""

@@ -13,8 +13,10 @@ from activations_store import ActivationStore
 from probe.canvas import FACTORS, parse_caption, render_batch
 from probe.canvas.captions import partial_caption
 from probe.capture.noising import encode
+from probe.errors import InvalidRequest
 from probe.information import (
     Column,
+    Edited,
     GaussianControl,
     NodeTable,
     TruncatedWindow,
@@ -28,9 +30,11 @@ from probe.information import (
     measure,
     open_table,
     pid,
+    without_direction,
     word_information,
 )
 from probe.information.nodes import Nodes
+from probe.information.table_store import denoiser_record
 from probe.model import PipelineEps, load_pipeline
 
 N, N_NODES = 6, 8
@@ -126,3 +130,47 @@ def test_colours_are_read_off_the_errors(world):
     found = classify(table, colours)
     assert found.accuracy(world.words["colour"]) >= 5 / 6
     assert 0 <= found.information <= found.prior_entropy == pytest.approx(np.log(8))
+
+
+@pytest.mark.filterwarnings("ignore::probe.information.TruncatedWindow")
+def test_what_a_direction_carries_is_what_its_ablation_costs(world):
+    model, x = world.model, world.x[:2]
+    site = "unet.mid_block:out"
+    seen: list[torch.Tensor] = []
+
+    def same(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows)
+        return rows
+
+    captions = ["a red star", "a blue cup"]
+    nodes = Nodes(4, (-4.0, 6.0), placement="gauss")
+    idle = Edited(model, site, same, "nothing")
+    measure(model, x, [Column("idle", captions, model=idle)], nodes, batch=8)
+    rows = seen[0].flatten(0, 1)
+    mean = rows.mean(0)
+    main = torch.linalg.svd(rows - mean, full_matrices=False).Vh
+    columns = [Column("intact", captions), Column("idle", captions, model=idle)]
+    columns += [
+        Column(name, captions, model=Edited(model, site, without_direction(main[k], mean), name))
+        for name, k in (("first", 0), ("last", -1))
+    ]
+    table = measure(model, x, columns, nodes, batch=8)
+    lost = {c: information(table, "intact", given=c, form="orthogonal") for c in ("idle", "first", "last")}
+    assert lost["idle"].mean == 0.0
+    assert lost["first"].mean > 2 * lost["last"].mean > 0
+    assert lost["first"].maps.shape == (2, 16, 16)
+    assert not model.pipe.unet.mid_block._forward_hooks
+    records = [denoiser_record(c.model) for c in columns[1:] if c.model is not None]
+    assert len({str(r) for r in records}) == 3 and records[0]["site"] == site
+
+
+def test_edits_refuse(world):
+    with pytest.raises(InvalidRequest, match="expected one site with port 'in' or 'out'"):
+        Edited(world.model, "unet.mid_block:delta", lambda rows: rows, "x")
+    with pytest.raises(InvalidRequest, match="expected one site"):
+        Edited(world.model, "unet.up_blocks.*", lambda rows: rows, "x")
+    with pytest.raises(InvalidRequest, match="not all zero"):
+        without_direction(torch.zeros(3))
+    cut = Edited(world.model, "unet.mid_block", lambda rows: rows[:, :1], "cut")
+    with pytest.raises(InvalidRequest, match="the change made rows"):
+        cut.eps(world.x[:1], 0.0, "a star")

@@ -164,6 +164,7 @@ def test_nodes_stay_inside_the_models_range_and_record_it():
         ({"window": (-math.inf, 3.0)}, "expected two finite levels"),
         ({"scale": None}, "give both"),
         ({"scale": -1.0}, "above zero"),
+        ({"location": 2.5}, r"location 2.5 lies outside the window \(-1, 2\)"),
         ({"placement": "random"}, "expected one of gauss, jitter, dealt"),
         ({"model_range": (0.0, 1.0)}, r"leaves the model's own range \(0, 1\)"),
     ],

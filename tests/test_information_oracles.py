@@ -26,6 +26,7 @@ from probe.information import (
     measure,
     pid,
 )
+from probe.information.mutual import Form
 from probe.information.table import NodeTable
 from probe.model import score
 from probe.model.analytic import GaussianMixture
@@ -53,7 +54,7 @@ def rmse(errors: list[float]) -> float:
 
 @pytest.mark.parametrize(("n", "repeats", "orthogonal", "standard"), [(1000, 24, 0.17, 0.34), (10_000, 6, 0.06, 0.12)])
 def test_v2_error_of_both_forms(n, repeats, orthogonal, standard):
-    found = {"orthogonal": [], "standard": []}
+    found: dict[Form, list[float]] = {"orthogonal": [], "standard": []}
     for k in range(repeats):
         channel = Channel.random(SEEDS[k % 3])
         table = channel_table(channel, n, k)
@@ -64,7 +65,7 @@ def test_v2_error_of_both_forms(n, repeats, orthogonal, standard):
 
 
 def test_v2_error_at_a_hundred_thousand_draws():
-    errors = {"orthogonal": [], "standard": []}
+    errors: dict[Form, list[float]] = {"orthogonal": [], "standard": []}
     for seed in SEEDS:
         channel = Channel.random(seed)
         table = channel_table(channel, 100_000, seed)

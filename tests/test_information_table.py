@@ -301,9 +301,9 @@ def test_reductions_refuse():
     table = made({"empty": e, "word:a": e, "word:b": e, "pair:a+b": e})
     for call, message in (
         (lambda: information(table, "caption"), "no column 'caption'; expected one of empty, word:a"),
-        (lambda: information(table, "word:a", form="pointwise"), "expected one of standard, orthogonal"),
+        (lambda: information(table, "word:a", form="pointwise"), "expected one of standard, orthogonal"),  # type: ignore[arg-type]
         (lambda: information(table, "word:a").maps, "the samples are vectors"),
-        (lambda: pid(table, "a", "b", measure="broja"), "expected one of mmi, pointwise_min"),
+        (lambda: pid(table, "a", "b", measure="broja"), "expected one of mmi, pointwise_min"),  # type: ignore[arg-type]
         (lambda: pid(table, "a", "b", measure="i_min", form="orthogonal"), "only the standard form is"),
         (lambda: pid(table, "a", "b", measure="finn_lizier"), "needs surprisal"),
         (lambda: pid(table, "a", "b", measure="i_min").interval("synergy"), "another measure than i_min"),

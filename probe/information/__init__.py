@@ -8,6 +8,7 @@ from probe.information.adapt import adaptive_nodes, measure_gap
 from probe.information.classify import Labels, classify
 from probe.information.columns import Column, caption_columns, class_columns
 from probe.information.control import GaussianControl
+from probe.information.edited import Edited, without_direction
 from probe.information.intervals import Interval, interval
 from probe.information.likelihood import Likelihood, likelihood
 from probe.information.mutual import Information, information, word_information
@@ -22,6 +23,7 @@ __all__ = [
     "Column",
     "Cost",
     "Decomposition",
+    "Edited",
     "GapCurve",
     "GaussianControl",
     "Information",
@@ -47,5 +49,6 @@ __all__ = [
     "measure_gap",
     "open_table",
     "pid",
+    "without_direction",
     "word_information",
 ]

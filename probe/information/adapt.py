@@ -60,7 +60,8 @@ def adaptive_nodes(
         raise InvalidRequest(f"adaptive_nodes: {len(columns)} columns, {rounds} rounds; expected two, and at least 1.")
     low, high = model.log_snr_range
     nodes = Nodes(pilot, (low, high), placement="gauss", model_range=(low, high))
-    for _ in range(rounds):
-        curve = measure_gap(model, x, columns[0], columns[1], nodes, seed=seed, batch=batch)
+    curve = measure_gap(model, x, columns[0], columns[1], nodes, seed=seed, batch=batch)
+    for _ in range(rounds - 1):
         nodes = Nodes.fitted(pilot, curve, clip=clip, model=model, placement="gauss")
+        curve = measure_gap(model, x, columns[0], columns[1], nodes, seed=seed, batch=batch)
     return Nodes.fitted(n, curve, clip=clip, model=model, placement=placement, seed=seed)

@@ -81,6 +81,8 @@ class Nodes:
             raise InvalidRequest(
                 f"Nodes: location {self.location!r} and scale {self.scale!r}; give both, the scale above zero, or none."
             )
+        if self.location is not None and not lo <= self.location <= hi:
+            raise InvalidRequest(f"Nodes: location {self.location:g} lies outside the window ({lo:g}, {hi:g}).")
         if self.placement not in get_args(Placement):
             raise InvalidRequest(
                 f"Nodes: placement {self.placement!r}; expected one of {', '.join(get_args(Placement))}."
@@ -147,7 +149,7 @@ class Nodes:
         else:
             # The grid of the inverse is fine where the logistic is narrow: its own quantiles beside equal steps.
             cut = np.tanh((np.array(self.window) - self.location) / (2.0 * self.scale))
-            inner = self.location + 2.0 * self.scale * np.arctanh(np.linspace(*cut, _GRID)[1:-1])
+            inner = self.location + 2.0 * self.scale * np.arctanh(np.linspace(cut[0], cut[1], _GRID)[1:-1])
             grid = np.unique(np.concatenate([np.linspace(lo, hi, _GRID), inner.clip(lo, hi)]))
             logistic = (np.tanh((grid - self.location) / (2.0 * self.scale)) - cut[0]) / (cut[1] - cut[0])
             cdf = (1.0 - UNIFORM_SHARE) * logistic + UNIFORM_SHARE * (grid - lo) / (hi - lo)
@@ -185,7 +187,8 @@ class Nodes:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Nodes:
         """The nodes of a record."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
 
 def _gauss(edges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -101,7 +101,7 @@ def atoms(
     *,
     measure: Measure = "mmi",
     surprisal: tuple[np.ndarray, np.ndarray] | None = None,
-    targets: Sequence[Any] | None = None,
+    targets: Sequence[Any] | np.ndarray | None = None,
 ) -> Atoms:
     """The four atoms of pointwise informations.
 
@@ -152,7 +152,7 @@ def pid(
     form: Form | None = None,
     columns: tuple[str, str, str, str] | None = None,
     surprisal: tuple[np.ndarray, np.ndarray] | None = None,
-    targets: Sequence[Any] | None = None,
+    targets: Sequence[Any] | np.ndarray | None = None,
 ) -> Decomposition:
     """Decompose what two words say about the images.
 
@@ -206,7 +206,7 @@ def _surprisal(given: tuple[np.ndarray, np.ndarray] | None, like: np.ndarray) ->
     return h1, h2
 
 
-def _i_min(i1: np.ndarray, i2: np.ndarray, targets: Sequence[Any] | None) -> np.ndarray:
+def _i_min(i1: np.ndarray, i2: np.ndarray, targets: Sequence[Any] | np.ndarray | None) -> np.ndarray:
     if targets is None:
         return np.minimum(i1, i2).mean(0)
     if len(targets) != len(i1):

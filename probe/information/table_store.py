@@ -25,6 +25,7 @@ from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
 from activations_store.jsonio import canonical
 from probe.errors import InvalidRequest
 from probe.information.columns import CAPTION, Column
+from probe.information.edited import Edited
 from probe.information.nodes import Nodes
 from probe.information.table import NodeTable, Progress, check_request, evaluate, grid_of, n_tokens
 from probe.model.eps_model import EpsModel
@@ -120,9 +121,11 @@ def open_table(path: str | Path, images: Sequence[int] | np.ndarray | None = Non
 
 
 def denoiser_record(model: EpsModel) -> dict[str, Any]:
-    """JSON values that name a denoiser: a pipeline's fingerprint, else its class and a hash of its tensors."""
+    """JSON values that name a denoiser: a pipeline's fingerprint, an edit's record, else class and hash of tensors."""
     if isinstance(model, PipelineEps):
         return fingerprint(model.pipe)
+    if isinstance(model, Edited):
+        return model.record()
     tensors = {name: v for name, v in sorted(vars(model).items()) if isinstance(v, torch.Tensor)}
     return {
         "model_class": type(model).__name__,
