@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from activations_store import ActivationStore
-    from sae.architectures import Dictionary
+    from sae.architectures.make import Dictionary
 
 
 def check_model(pipe: DiffusionPipeline, made_with: Mapping[str, Any], what: str | Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from apps.errors import ProcessesFailed
 
 if TYPE_CHECKING:
-    from sae.job import TrainJob
+    from sae.training.job import TrainJob
 
 GRACE = 20.0
 """Seconds that processes get to end by themselves after one has failed."""
@@ -104,7 +104,7 @@ def main(description: str) -> int:
     from apps.cli import FAILED, INTERRUPTED, one_line
     from apps.train_bar import training_bar
     from sae.errors import SAEError
-    from sae.job import TrainJob
+    from sae.training.job import TrainJob
 
     try:
         job = TrainJob.from_json(json.loads(Path(description).read_text(encoding="utf-8")))

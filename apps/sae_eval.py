@@ -20,8 +20,8 @@ from apps.progress import Progress
 if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.substitution import Substitution
-    from sae.architectures import Dictionary
-    from sae.detectors import Detector
+    from sae.architectures.make import Dictionary
+    from sae.evaluation.detectors import Detector
 
 Row = dict[str, Any]
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -63,8 +63,8 @@ def reconstruction_rows(
 
 def cosine_rows(name: str, sae: Dictionary) -> list[Row]:
     """The histogram of decoder cosines, one row a bin, as shares."""
-    from sae.decoder_cosines import cosine_histogram
-    from sae.stability import decoder_rows
+    from sae.evaluation.decoder_cosines import cosine_histogram
+    from sae.evaluation.stability import decoder_rows
 
     found = cosine_histogram(decoder_rows(sae))
     pairs, nearest = (counts / max(1, counts.sum()) for counts in (found.pairs, found.nearest))
@@ -88,15 +88,15 @@ def recovery_rows(
     shuffles: int = 20,
     seed: int = 0,
 ) -> list[Row]:
-    """Concepts recovered by the dictionary, and by what was there before it: see sae/recovery.py.
+    """Concepts recovered by the dictionary, and by what was there before it: see sae/evaluation/recovery.py.
 
-    Beside the features: an untrained dictionary of the same shape, and the baselines of sae/detectors.py.
+    Beside the features: an untrained dictionary of the same shape, and the baselines of sae/evaluation/detectors.py.
     """
     from sae.data import select
-    from sae.detectors import FeatureDetector, baselines, part, pooled
-    from sae.localisation import localise
-    from sae.recovery import recover
-    from sae.stability import untrained
+    from sae.evaluation.detectors import FeatureDetector, baselines, part, pooled
+    from sae.evaluation.localisation import localise
+    from sae.evaluation.recovery import recover
+    from sae.evaluation.stability import untrained
 
     branch = branch if branch in store.spec.branches else store.spec.branches[0]
     chosen = select(store, site, branches=[branch], max_rows=max_rows, blocks=sae.config.blocks)
@@ -145,14 +145,14 @@ def grid_rows(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Class spread, purity and light probe of every site and step: see sae/class_spread.py.
+    """Class spread, purity and light probe of every site and step: see sae/evaluation/class_spread.py.
 
     Args:
         dictionaries: for each site that has one, its name and the dictionary; other sites get the probe alone, and
             so do dictionaries that need more than a row of one step and site.
         progress: called with (done, total) cells of the grid.
     """
-    from sae.class_spread import class_spread, light_probe
+    from sae.evaluation.class_spread import class_spread, light_probe
 
     branch = branch if branch in store.spec.branches else store.spec.branches[0]
     rows: list[Row] = []
@@ -231,7 +231,7 @@ def stability_rows(
 ) -> list[Row]:  # fmt: skip
     """One row that compares two dictionaries, with the untrained one beside."""
     from apps.measurement import bootstrap_mean
-    from sae.stability import compare
+    from sae.evaluation.stability import compare
 
     found = compare(*pair, store, site=site, progress=progress)
     row: Row = {"part": "stability", "dictionary": names[0], "other": names[1], "site": site, **found.summary()}
@@ -251,7 +251,7 @@ def _sample_vectors(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
     """For each step: (step, samples, (n, d) mean rows, (n, d_sae) mean codes or None)."""
     from sae.data import select, stream
-    from sae.detectors import FeatureDetector, pooled
+    from sae.evaluation.detectors import FeatureDetector, pooled
 
     if sae is not None and (sae.config.blocks is not None or getattr(sae, "READS_PREVIOUS", False)):
         sae = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.sae_eval import Row
     from probe.canvas import Judge
-    from sae.architectures import Dictionary
+    from sae.architectures.make import Dictionary
 
 _TRIAL_ROWS = 20_000
 _CONCEPT_PASSES = 10  # five kinds of units, scores and maps

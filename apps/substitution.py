@@ -43,8 +43,8 @@ from probe.model import StepClock, denoiser, generate, generation_defaults
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import noise_of, prediction_type
 from probe.model.schedule import schedule_of, training_level
-from sae.architectures import Dictionary
-from sae.timed import TimedSAE
+from sae.architectures.make import Dictionary
+from sae.architectures.timed import TimedSAE
 
 VARIANTS = ("sae", "mean", "zero")
 _RESAMPLES = 1000

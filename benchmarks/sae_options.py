@@ -33,12 +33,12 @@ import torch
 from activations_store import ActivationStore
 from apps.measurement import Measurement, write_json
 from sae import TrainConfig, load_sae, split_samples, train
+from sae.architectures.crosscoder import evaluate_blocks
+from sae.architectures.timed import encode_maps, members
 from sae.config import ARCHITECTURES, INPUTS
-from sae.crosscoder import evaluate_blocks
 from sae.data import select, stream
-from sae.metrics import VarianceSums
-from sae.recovery import recover
-from sae.timed import encode_maps, members
+from sae.evaluation.metrics import VarianceSums
+from sae.evaluation.recovery import recover
 
 SITE = "unet.up_blocks.0.attentions.1:out"
 OTHER = "unet.mid_block:out"  # read with SITE by a crosscoder

@@ -29,7 +29,7 @@ from torch import Tensor
 from apps.measurement import Measurement
 from benchmarks.sae_step_peers import LR, Shape, Step, contestants, dense_step
 from sae import SAEConfig, TopKSAE
-from sae.optimiser import Adam
+from sae.training.optimiser import Adam
 
 SHAPES = {"A": Shape(1280, 5120, 32, 4096), "B": Shape(320, 10240, 32, 4096), "C": Shape(1280, 20480, 32, 4096)}
 PARITY = Shape(128, 1024, 16, 1024)

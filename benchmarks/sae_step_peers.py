@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae import SAEConfig, TopKSAE
-from sae.optimiser import Adam
+from sae.training.optimiser import Adam
 
 LR = 3e-4
 DEAD_AFTER = 10_000_000

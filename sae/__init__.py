@@ -4,30 +4,31 @@ Train with `train`, measure with `evaluate`, score concepts with `score_concepts
 `FeatureBundle`. No diffusion model is ever seen here. Read contract.py first, then step.py.
 """
 
+from sae.architectures.autoencoder import SparseAutoencoder
+from sae.architectures.batchtopk import BatchTopKSAE
+from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.make import make_sae
+from sae.architectures.matryoshka import MatryoshkaSAE
+from sae.architectures.relu import ReluSAE
+from sae.architectures.timed import TimedSAE
+from sae.architectures.topk import TopKSAE
+from sae.config import SAEConfig, TrainConfig
+from sae.contract import Architecture, SparseDictionary
+from sae.data import check_fits
+from sae.evaluation.bundle import Example, FeatureBundle
+from sae.evaluation.bundle_build import build_bundle
+from sae.evaluation.concepts import ConceptScores, score_concepts
+from sae.evaluation.metrics import evaluate
+from sae.interchange.folder import load_sae, save_sae
+from sae.interchange.interop import open_sae
+from sae.numerics.peers import ALONE, Peers
+from sae.numerics.sparse import FlatCode, TopKCode
+from sae.training.log import TrainProgress
+from sae.training.processes import joined
+from sae.training.rows import split_samples
+from sae.training.train import TrainResult, train, train_many
+
 from . import errors
-from .architectures import make_sae
-from .autoencoder import SparseAutoencoder
-from .batchtopk import BatchTopKSAE
-from .bundle import Example, FeatureBundle
-from .bundle_build import build_bundle
-from .concepts import ConceptScores, score_concepts
-from .config import SAEConfig, TrainConfig
-from .contract import Architecture, SparseDictionary
-from .data import check_fits
-from .folder import load_sae, save_sae
-from .interop import open_sae
-from .jumprelu import JumpReLUSAE
-from .matryoshka import MatryoshkaSAE
-from .metrics import evaluate
-from .peers import ALONE, Peers
-from .processes import joined
-from .relu import ReluSAE
-from .rows import split_samples
-from .sparse import FlatCode, TopKCode
-from .timed import TimedSAE
-from .topk import TopKSAE
-from .train import TrainResult, train, train_many
-from .train_log import TrainProgress
 
 __all__ = [
     "ALONE",

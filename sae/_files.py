@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CorruptFile
+from sae.errors import CorruptFile
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20

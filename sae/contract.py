@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from .config import SAEConfig
-from .peers import Peers
-from .sparse import TopKCode
+from sae.config import SAEConfig
+from sae.numerics.peers import Peers
+from sae.numerics.sparse import TopKCode
 
 
 class Loss(Protocol):

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from activations_store import ActivationStore
-
-from ._files import content_hash
-from .contract import SparseDictionary
-from .errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
+from sae._files import content_hash
+from sae.contract import SparseDictionary
+from sae.errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
 
 BLOCK_BYTES = 32 * 2**20  # of float32 rows held at a time
 Blocks = tuple[tuple[str, int | None, int], ...]

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from sae import SAEConfig, make_sae
-from sae.architectures import Dictionary
-from sae.film import FilmSAE
-from sae.inputs import Moments
-from sae.jumprelu import JumpReLUSAE
-from sae.residual import Predictor, ResidualSAE
-from sae.timed import TimedSAE
+from sae.architectures.film import FilmSAE
+from sae.architectures.inputs import Moments
+from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.make import Dictionary
+from sae.architectures.residual import Predictor, ResidualSAE
+from sae.architectures.timed import TimedSAE
 
 LEVELS = (-8.0, -2.0, 0.5, 3.0)
 TIMES: dict[str, dict[str, Any]] = {

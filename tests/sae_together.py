@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.peers import Peers
+from sae.numerics.peers import Peers
 
 
 class ThreadPeers(Peers):

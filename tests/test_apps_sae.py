@@ -19,7 +19,7 @@ from apps.measurement import read_measurement
 from apps.object_masks import object_masks
 from apps.sae_eval import split_half
 from sae import SAEConfig, TopKSAE, load_sae, save_sae
-from sae.decoder_cosines import cosine_histogram
+from sae.evaluation.decoder_cosines import cosine_histogram
 
 
 @pytest.fixture(scope="module")

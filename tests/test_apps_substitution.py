@@ -14,7 +14,7 @@ from probe.interventions import Intervention
 from probe.interventions.ops import StepContext
 from probe.model import denoiser, generate
 from sae import SAEConfig, TopKSAE, make_sae
-from sae.timed import TimedSAE
+from sae.architectures.timed import TimedSAE
 
 PROMPTS, SEEDS = ["a red star", "the blue moon", "a cup"], [5, 6, 7]
 SITE, OTHER = "unet.mid_block:out", "unet.up_blocks.0:out"

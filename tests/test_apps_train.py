@@ -16,7 +16,7 @@ from apps.train_bar import note, training_bar
 from sae import TrainConfig, TrainProgress
 from sae._files import file_hash
 from sae.errors import SAEError
-from sae.job import TrainJob
+from sae.training.job import TrainJob
 
 SITE = "unet.mid_block:out"
 SMALL = ["--rows", "2048", "--batch-size", "256"]
@@ -143,7 +143,7 @@ def test_processes_under_torchrun_are_refused(
 @pytest.mark.filterwarnings("default")  # Ray's own remarks on its own settings
 def test_under_ray_the_same_job_gives_the_same_dictionary(run: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    from sae.job import run_under_ray
+    from sae.training.job import run_under_ray
 
     config = TrainConfig(SITE, d_sae=32, k=4, rows=2048, batch_size=256)
     jobs = [TrainJob(str(run / "store"), (config,), (str(tmp_path / name),)) for name in ("ray", "own")]

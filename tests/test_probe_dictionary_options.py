@@ -20,8 +20,8 @@ from probe.interventions.dictionary import (
     feature_codes,
 )
 from probe.model.schedule import schedule
+from sae.architectures.timed import TimedSAE
 from sae.config import ARCHITECTURES, INPUTS
-from sae.timed import TimedSAE
 
 D, M = 6, 24
 OPTIONS = [

@@ -22,9 +22,9 @@ from sae import (
 )
 from sae.config import ARCHITECTURES
 from sae.errors import ConfigError, CorruptFile, UnsupportedSAE
-from sae.product import CoarseRows, pre_activations
-from sae.selection import entries_above, largest_entries
-from sae.sparse import FlatCode
+from sae.numerics.product import CoarseRows, pre_activations
+from sae.numerics.selection import entries_above, largest_entries
+from sae.numerics.sparse import FlatCode
 
 Dense = dict[str, torch.Tensor]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sae import SAEConfig, TopKSAE
-from sae.optimiser import Adam
+from sae.training.optimiser import Adam
 
 D, PLANTED, D_SAE, AWAKE, K, BATCH, STEPS, LR, DEAD_AFTER, N_AUX = 24, 40, 64, 24, 4, 256, 300, 3e-3, 1024, 12
 

@@ -12,7 +12,7 @@ from sae_world import OBJECTS, SITE, World, plant
 
 from sae import FeatureBundle, SAEConfig, TopKSAE, build_bundle
 from sae.errors import BundleExists, CorruptFile, NewerFormat, NotABundle, UnknownConcept
-from sae.feature_stats import auc_by_concept, decoder_layout, decoder_neighbours
+from sae.evaluation.feature_stats import auc_by_concept, decoder_layout, decoder_neighbours
 
 DEAD = 41
 

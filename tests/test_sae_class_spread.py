@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sae.class_spread import class_spread, light_probe
 from sae.errors import EmptySelection
+from sae.evaluation.class_spread import class_spread, light_probe
 
 CLASSES = np.arange(200) % 5
 

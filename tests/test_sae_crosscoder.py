@@ -10,9 +10,9 @@ import torch
 
 from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
 from sae import TrainConfig, load_sae, score_concepts, train
-from sae.crosscoder import blocks_of, direction, evaluate_blocks, where
+from sae.architectures.crosscoder import blocks_of, direction, evaluate_blocks, where
+from sae.architectures.joint import JointRows
 from sae.errors import ConfigError
-from sae.joint import JointRows
 
 A, B, SMALL = "unet.a:out", "unet.b:out", "unet.small:out"
 WIDTH = {A: 12, B: 20, SMALL: 12}

@@ -8,13 +8,13 @@ from sae_together import together
 from torch import Tensor
 
 from sae import SAEConfig
-from sae.architectures import CLASSES
-from sae.autoencoder import SparseAutoencoder
+from sae.architectures.autoencoder import SparseAutoencoder
+from sae.architectures.make import CLASSES
 from sae.config import ARCHITECTURES
-from sae.division import Division, Sums, sum_gradients
 from sae.errors import ConfigError
-from sae.feature_shards import FeatureDivision
-from sae.peers import ALONE, Peers, among_largest, nth_largest
+from sae.numerics.peers import ALONE, Peers, among_largest, nth_largest
+from sae.training.division import Division, Sums, sum_gradients
+from sae.training.feature_shards import FeatureDivision
 
 D_IN, D_SAE, K, ROWS = 12, 48, 5, 60
 DEAD = torch.tensor([1, 2, 20, 30, 46, 47])

@@ -8,10 +8,10 @@ import torch
 from sae_options import made, moments, rows
 
 from sae import SAEConfig, load_sae, save_sae
-from sae.autoencoder import SparseAutoencoder
+from sae.architectures.autoencoder import SparseAutoencoder
+from sae.architectures.inputs import FLOOR, input_map
 from sae.config import ARCHITECTURES, INPUTS
 from sae.errors import ConfigError
-from sae.inputs import FLOOR, input_map
 
 D = 6
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sae import SAEConfig, TopKSAE, load_sae, open_sae, save_sae
 from sae.errors import ConfigError, CorruptFile, NotAnSAE, SAEError, SAESiteMismatch, UnsupportedSAE
-from sae.interop import OPENAI, SPARSIFY, sae_format
+from sae.interchange.interop import OPENAI, SPARSIFY, sae_format
 
 D, M, K = 12, 40, 4
 
@@ -271,7 +271,7 @@ def test_hostile_openai_folders(
 def test_more_weights_than_a_machine_holds_are_refused_by_their_header(
     openai: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae.interop.MAX_WEIGHT_BYTES", 1000)
+    monkeypatch.setattr("sae.interchange.interop.MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(CorruptFile, match="at most"):
         open_sae(openai)
 

@@ -9,7 +9,7 @@ from sae_world import SITE, World, plant
 
 from sae import SAEConfig, TopKSAE, evaluate
 from sae.errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
-from sae.metrics import VarianceSums
+from sae.evaluation.metrics import VarianceSums
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_about_zero_praises_a_dictionary_that_knows_only_the_mean() -> None:
 
 
 def test_almost_dead_features_are_on_in_few_rows(world: World, sae: TopKSAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae.metrics.ALMOST_DEAD_BELOW", 0.01)
+    monkeypatch.setattr("sae.evaluation.metrics.ALMOST_DEAD_BELOW", 0.01)
     z = sae.encode(torch.from_numpy(world.store.site(SITE).read().reshape(-1, 24))).detach()
     density = (z > 0).float().mean(0)
     few = int(((density > 0) & (density < 0.01)).sum())

@@ -19,9 +19,9 @@ from sae import TrainConfig, load_sae, train
 from sae._files import file_hash
 from sae.config import ARCHITECTURES
 from sae.errors import ConfigError, ProcessLost, RunMismatch
-from sae.job import TrainJob
-from sae.processes import joined
-from sae.rows import open_rows
+from sae.training.job import TrainJob
+from sae.training.processes import joined
+from sae.training.rows import open_rows
 
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,8 +37,8 @@ import json, os, sys
 from activations_store import ActivationStore
 from sae import train_many
 from sae.errors import SAEError
-from sae.job import TrainJob
-from sae.processes import joined
+from sae.training.job import TrainJob
+from sae.training.processes import joined
 with joined(timeout=20) as peers:
     for value in json.loads(sys.argv[1]):
         mine = value if isinstance(value, dict) else value[int(os.environ["RANK"])]  # unlike jobs, or one for both
@@ -168,7 +168,7 @@ def test_two_processes_equal_one_on_the_union(
 ) -> None:
     folder, children = trained
     assert [status for status, _, _ in children] == [0, 0], children
-    monkeypatch.setattr(sys.modules["sae.train"], "open_rows", Union)  # the package names its function like it
+    monkeypatch.setattr(sys.modules["sae.training.train"], "open_rows", Union)  # the package names its function like it
     train(world.store, config(**VARIANTS[variant]), tmp_path)
     assert_same_run(tmp_path, folder / "rows" / variant)
 

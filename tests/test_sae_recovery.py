@@ -8,12 +8,12 @@ from scipy.stats import mannwhitneyu, rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 
 from sae import SAEConfig, TopKSAE, make_sae
+from sae.architectures.timed import TimedSAE
 from sae.data import select
-from sae.detectors import FeatureDetector, baselines, mean_maps, pooled
 from sae.errors import EmptySelection, ShapeMismatch
-from sae.localisation import localise
-from sae.recovery import auc, best_threshold, correlations, rank_test, recover
-from sae.timed import TimedSAE
+from sae.evaluation.detectors import FeatureDetector, baselines, mean_maps, pooled
+from sae.evaluation.localisation import localise
+from sae.evaluation.recovery import auc, best_threshold, correlations, rank_test, recover
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from sae_world import SITE, World, plant
 
 from sae import SAEConfig, TopKSAE
 from sae.errors import EmptySelection, ShapeMismatch
-from sae.stability import compare
+from sae.evaluation.stability import compare
 
 
 @pytest.fixture(scope="module")

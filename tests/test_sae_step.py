@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sae import SAEConfig, TopKSAE
-from sae.selection import encode_rows, top_k
-from sae.sparse import ByFeature, TopKCode, gather_sum, row_dots
-from sae.step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
+from sae.numerics.selection import encode_rows, top_k
+from sae.numerics.sparse import ByFeature, TopKCode, gather_sum, row_dots
+from sae.numerics.step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
 
 
 def make(seed: int, d: int = 6, m: int = 32, rows: int = 40) -> tuple[Parameters, torch.Tensor]:

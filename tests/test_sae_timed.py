@@ -13,14 +13,14 @@ from sae_world import OBJECTS, SITE, World, plant
 
 from sae import SAEConfig, TrainConfig, build_bundle, evaluate, load_sae, make_sae, save_sae, score_concepts, train
 from sae._files import file_hash
+from sae.architectures.film import FilmSAE
+from sae.architectures.per_step import PerStepSAE
+from sae.architectures.residual import ResidualSAE, TrajectoryMoments
+from sae.architectures.timed import TimedSAE, encode_maps, members
 from sae.config import ARCHITECTURES
 from sae.contract import SparseDictionary
 from sae.errors import ConfigError
-from sae.film import FilmSAE
-from sae.optimiser import Adam
-from sae.per_step import PerStepSAE
-from sae.residual import ResidualSAE, TrajectoryMoments
-from sae.timed import TimedSAE, encode_maps, members
+from sae.training.optimiser import Adam
 
 D = 6
 QUICK: dict[str, Any] = {

@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.runs import run_of
     from apps.train_bar import training_bar
     from apps.train_grid import grid
-    from sae.job import TrainJob
+    from sae.training.job import TrainJob
 
     if options.processes > 1 and started_by_launcher():
         raise InvalidOption("train: --processes starts processes, and torchrun has done so. Give one of the two.")
@@ -198,7 +198,7 @@ def _common(store: ActivationStore, options: argparse.Namespace) -> dict[str, An
 
 def memory_line(store: ActivationStore, configs: list[TrainConfig]) -> str:
     """What the dictionaries need beside the rows: weights, gradients and two moments of the optimiser."""
-    from sae.prepare import sae_config, selection_of
+    from sae.training.prepare import sae_config, selection_of
 
     n_bytes = 0
     for config in configs:

@@ -1,0 +1,94 @@
+"""Matryoshka BatchTopK sparse autoencoder (Bussmann et al. 2025, arXiv 2503.17547).
+
+The dictionary is nested: its first m_1 features must reconstruct a row by themselves, its first m_2 > m_1 too, up to
+all of them. With z chosen once, as in BatchTopK, over the whole dictionary, and z[:m] its entries below m:
+
+    xh_j = z[:m_j] W[:m_j] + b_dec          L = mean_j sum ||x - xh_j||^2 / V  +  alpha * L_aux
+
+So early features stay general instead of being split among later ones. A feature of group j (m_(j-1) <= i < m_j) is
+part of the reconstructions j, j+1, ..., n; with R_j = -2 (x - xh_j) / (n V), its gradient follows from
+
+    S_j = R_j + ... + R_n           q = (S_j W^T) at its entries           dW = z^T S_j          dE = q^T c
+
+and each group costs no more than its own entries. L_aux uses the residual of the whole dictionary.
+"""
+
+import torch
+from torch import Tensor
+
+from sae.architectures.batchtopk import BatchTopKSAE
+from sae.numerics.peers import ALONE, Peers
+from sae.numerics.sparse import ByFeature, FlatCode, gather_sum, row_dots
+from sae.numerics.step import Aux, Measure, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    """A nested BatchTopK dictionary; `config.nested` are the sizes m_j."""
+
+    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+        """Loss and gradients; see the module."""
+        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux, self.peers, measure)
+        return result, {}
+
+
+def nested_step(
+    parameters: Parameters,
+    centred: Tensor,
+    code: FlatCode,
+    sizes: tuple[int, ...],
+    aux: Aux | None = None,
+    peers: Peers = ALONE,
+    measure: Measure | None = None,
+) -> StepResult:
+    """Loss and gradients of one batch.
+
+    Args:
+        parameters: the dictionary.
+        centred: (B, d_in) rows less b_dec.
+        code: z, entries >= 0.
+        sizes: m_1 < m_2 < ... < m_n = d_sae.
+        aux: the loss that revives dead features.
+        peers: the processes that share the batch.
+        measure: how errors count; None = all alike, over the variance of the batch.
+
+    Memory: n arrays of (B, d_in).
+    """
+    d_sae = parameters.encoder.shape[0]
+    bounds = list(zip((0, *sizes[:-1]), sizes, strict=True))
+    groups = [code.keep((code.indices >= low) & (code.indices < high)) for low, high in bounds]
+    residuals, residual = [], centred
+    for group in groups:
+        residual = residual - gather_sum(group, parameters.decoder)
+        residuals.append(residual)
+    measure = measure or Measure(batch_variance(centred, peers))
+    errors = [measure.weigh(r) for r in residuals]
+    pulls = [measure.weigh(e) for e in errors]
+    sse = [sum_of_squares(e) for e in errors]
+    unit = -2 / (len(sizes) * measure.variance)
+
+    gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))
+    suffix = torch.zeros_like(centred)
+    through = torch.zeros_like(centred)  # dL/dc by way of the code; only where weights are given
+    for (low, high), group, after in zip(reversed(bounds), reversed(groups), reversed(pulls), strict=True):
+        suffix += after  # S_j up to the factor
+        own = slice(low, high)
+        shifted = group._replace(indices=group.indices - low)
+        grad_code = row_dots(shifted, suffix, parameters.decoder[own]).mul_(unit).mul_(group.values > 0)
+        by_feature = ByFeature(shifted, high - low)
+        gradients.encoder[own] = by_feature.sum_rows(grad_code, centred)
+        gradients.decoder[own] = by_feature.sum_rows(group.values * unit, suffix)
+        gradients.b_enc[own].index_add_(0, shifted.indices, grad_code)
+        if measure.weight is not None:
+            through += gather_sum(shifted._replace(values=grad_code), parameters.encoder[own])
+    gradients.b_dec.copy_(suffix.sum(0) * unit - parameters.encoder.T @ gradients.b_enc)
+
+    loss = torch.stack(sse).mean() / measure.variance
+    aux_loss = torch.zeros_like(loss)
+    if aux is not None and aux.on:
+        aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
+        loss = loss + aux.alpha * aux_loss
+    by_row: tuple[Tensor | None, Tensor | None] = (None, None)
+    if measure.weight is not None:
+        by_weight = sum(e * r for e, r in zip(errors, residuals, strict=True)) * -unit
+        by_row = through - suffix * unit, by_weight
+    return StepResult(loss, sse[-1], measure.variance, aux_loss, fired(code, d_sae), gradients, *by_row)

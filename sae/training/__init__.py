@@ -1,0 +1,3 @@
+"""How dictionaries are trained: ``train.py`` runs, ``trainee.py`` is one dictionary in training, ``division.py`` and
+``processes.py`` share the work among processes.
+"""
