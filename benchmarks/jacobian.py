@@ -30,6 +30,8 @@ from probe.model import PipelineEps, load_pipeline
 
 K, TOL, MOST = 5, 1e-4, 50
 MAPS = {"h_to_eps": ("mid_block", "sampler:eps"), "x_to_x0": ("sampler:x_t", "sampler:x0")}
+BATCH = {"block+5": 10, "block": 5, "sequential": 1}
+"""Directions a pass: as many as a way has, so that none is computed for nothing."""
 Found = tuple[torch.Tensor, torch.Tensor, int, float | None]
 """Right vectors, singular values, products in both directions, residual."""
 
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         for _ in range(1 if options.quick else options.rounds):
             for way, run in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
-                found[way] = run(jacobian(model, point, *places, batch=1 if way == "sequential" else 10))
+                found[way] = run(jacobian(model, point, *places, batch=BATCH[way]))
                 times[way].append((time.process_time() - cpu, time.perf_counter() - wall))
         exact = None
         if not options.quick:
