@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from probe.interventions import AddDirection
-    from sae import SparseAutoencoder
+    from sae import Dictionary
 
 
-def direction_op(sae: SparseAutoencoder, feature: int, unit: float | None, *, control: bool = False) -> AddDirection:
+def direction_op(sae: Dictionary, feature: int, unit: float | None, *, control: bool = False) -> AddDirection:
     """Add a feature's decoder row, or a random direction of the same length.
 
     Args:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from probe.canvas import Judge
     from probe.interventions import Intervention
     from probe.unlearning import ConceptScores, PromptGrid, Setting, UnlearnScores
-    from sae import SparseAutoencoder
+    from sae import Dictionary
 
 DOMAINS = ("object", "style")
 SCORED_SEED, VALIDATION_SEED = 2_000_000, 1_000_000
@@ -120,7 +120,7 @@ def make_edit(
     label: str,
     settings: Sequence[Setting],
     *,
-    sae: SparseAutoencoder,
+    sae: Dictionary,
     scores: ConceptScores,
     timesteps: Sequence[int],
     pipe: DiffusionPipeline,

@@ -7,7 +7,7 @@ Train with `train`, measure with `evaluate`, score concepts with `score_concepts
 from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.jumprelu import JumpReLUSAE
-from sae.architectures.make import make_sae
+from sae.architectures.make import Dictionary, make_sae
 from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.architectures.relu import ReluSAE
 from sae.architectures.timed import TimedSAE
@@ -35,6 +35,7 @@ __all__ = [
     "Architecture",
     "BatchTopKSAE",
     "ConceptScores",
+    "Dictionary",
     "Example",
     "FeatureBundle",
     "FlatCode",

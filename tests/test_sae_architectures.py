@@ -29,11 +29,14 @@ from sae.numerics.sparse import FlatCode
 Dense = dict[str, torch.Tensor]
 
 
-def random_sae(architecture: str, *, d: int = 5, m: int = 24, k: int = 3, seed: int = 0, **options: Any):
+def random_sae(
+    architecture: str, *, d: int = 5, m: int = 24, k: int = 3, seed: int = 0, **options: Any
+) -> tuple[SparseAutoencoder, torch.Tensor]:
     """A float64 dictionary off its initial symmetry, and rows for it."""
     g = torch.Generator().manual_seed(seed)
     config = SAEConfig(d, m, k, architecture=architecture, aux_alpha=0.3, k_aux=3, bandwidth=0.4, **options)
     sae = make_sae(config, seed=seed).double()
+    assert isinstance(sae, SparseAutoencoder)
     x = 2 * torch.randn(30, d, generator=g, dtype=torch.float64) + 1
     sae.initialise(x)
     with torch.no_grad():
@@ -149,7 +152,7 @@ def test_folded_and_saved_compute_the_same(architecture: str, tmp_path: Path) ->
     sae = sae.float()
     x = x.float()
     again = load_sae(save_sae(sae, tmp_path / "a"))
-    assert type(again) is type(sae)
+    assert isinstance(again, SparseAutoencoder) and type(again) is type(sae)
     assert again.config == sae.config
     assert float(again.scale) == 1.0
     torch.testing.assert_close(again.encode(x), sae.encode(x), rtol=1e-4, atol=1e-4)

@@ -34,6 +34,7 @@ def rows() -> torch.Tensor:
 def test_round_trip_folds_the_scale(sae: TopKSAE, tmp_path: Path) -> None:
     save_sae(sae, tmp_path / "new/folder")
     again = load_sae(tmp_path / "new/folder", site="unet.mid_block:out")
+    assert isinstance(again, TopKSAE)
     assert float(again.scale) == 1.0
     assert again.config == sae.config
     assert again.metadata == sae.metadata

@@ -15,7 +15,7 @@ import torch
 from sae_world import SITE, World, plant
 
 from activations_store import ActivationStore
-from sae import TrainConfig, TrainProgress, load_sae, split_samples, train
+from sae import TopKSAE, TrainConfig, TrainProgress, load_sae, split_samples, train
 from sae._files import file_hash
 from sae.config import ARCHITECTURES
 from sae.errors import NonFiniteLoss, RunMismatch
@@ -191,6 +191,7 @@ def test_selection_of_steps_branches_and_held_out_samples(world: World, tmp_path
 def test_initial_values_come_from_the_whole_store(world: World, tmp_path: Path) -> None:
     config = TrainConfig(**QUICK, rows=256, lr=1e-12, holdout=0.0)
     sae = train(world.store, config, tmp_path).sae
+    assert isinstance(sae, TopKSAE)
     x = world.store.site(SITE).read()
     true_mean = x.reshape(-1, x.shape[-1]).mean(0)
     np.testing.assert_allclose(sae.b_dec.detach().numpy(), true_mean, atol=0.15)

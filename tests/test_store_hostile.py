@@ -272,14 +272,15 @@ def test_zstd_frames_with_other_sizes() -> None:
 def test_a_store_of_a_million_samples_opens_at_once(tmp_path: Path) -> None:
     spec = small_spec(JOINED, n_samples=1_000_000, samples_per_shard=256)
     layout = Layout(tmp_path / "s")
-    for folder in (layout.array(JOINED), layout.commits):
+    array, commits = Path(str(layout.array(JOINED))), Path(str(layout.commits))
+    for folder in (array, commits):
         folder.mkdir(parents=True)
     # Only what opening reads: a table of a million rows would take most of the test's time.
-    layout.store_json.write_bytes(StoreInfo(spec, {}, {}, "0" * 64).to_bytes())
-    (layout.arrays / "zarr.json").write_bytes(group_metadata())
-    (layout.array(JOINED) / "zarr.json").write_bytes(array_metadata(spec, JOINED))
+    (tmp_path / "s" / "store.json").write_bytes(StoreInfo(spec, {}, {}, "0" * 64).to_bytes())
+    (array.parent / "zarr.json").write_bytes(group_metadata())
+    (array / "zarr.json").write_bytes(array_metadata(spec, JOINED))
     for shard in range(spec.n_shards):
-        layout.record(shard).touch()
+        (commits / layout.record(shard).name).touch()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
     store = ActivationStore.open(tmp_path / "s")

@@ -106,7 +106,7 @@ def test_a_record_with_missing_maps_in_a_store_that_is_not_ragged_is_refused(tmp
     info: StoreInfo = read_store_info(tmp_path / "s")
     site = record.sites[JOINED.name]
     forged = SiteRecord(**{**vars(site), "present": np.zeros((4, 3, 2), bool)})
-    path = Layout(tmp_path / "s").record(0)
+    path = Path(str(Layout(tmp_path / "s").record(0)))
     path.write_bytes(CommitRecord(0, record.samples, {**record.sites, JOINED.name: forged}, record.hashes).to_bytes())
     with pytest.raises(errors.InvalidRecord, match="not ragged"):
         read_record(Layout(tmp_path / "s"), info, 0)

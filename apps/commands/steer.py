@@ -11,7 +11,7 @@ from apps.commands._options import Commands, add_command, add_sampling, load_mod
 if TYPE_CHECKING:
     import numpy as np
 
-    from sae import SparseAutoencoder
+    from sae import Dictionary
 
 _EXAMPLE = """
 denoscope steer --sae runs/x/sae/up_blocks.1 --feature 12 --strengths -8 -4 0 4 8 \\
@@ -119,7 +119,7 @@ def feature_unit(folder: Path, feature: int) -> float:
 
 def steer_images(
     pipe: Any,
-    sae: SparseAutoencoder,
+    sae: Dictionary,
     options: argparse.Namespace,
     prompt: str,
     seed: int,

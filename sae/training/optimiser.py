@@ -29,10 +29,9 @@ class Adam:
         Args:
             norm: of all gradients, where other processes hold a part of them.
         """
-        if norm is None:
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        total: Tensor = norm if norm is not None else torch.nn.utils.get_total_norm(list(gradients.values()))
         if self._clip_norm is not None:
-            factor = (self._clip_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+            factor = (self._clip_norm / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_max(1.0)
             # On a GPU the question would wait for the device; on a CPU the answer saves a pass over all gradients.
             if factor.device.type != "cpu" or factor < 1:
                 for gradient in gradients.values():
@@ -53,7 +52,7 @@ class Adam:
             eps=self._eps,
             maximize=False,
         )
-        return norm
+        return total
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by name; the tensors themselves, not copies."""
