@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 Cast = Callable[[np.ndarray, np.ndarray], None]
 """Called with (target, source) of equal shapes."""
 
-_PIECE = 2**15 - 1
-"""Values gathered and cast at a time.
-
-They stay in the cache, and torch casts so few in the calling thread: waking its other threads for more costs more than
-it saves while readers keep the cores busy.
-"""
+_PIECE = 2**20
+"""Values gathered and cast at a time. With fewer, threads spend their time on handing the interpreter to each other."""
 
 
 class RowBatch(NamedTuple):
@@ -160,13 +156,15 @@ class RowLoader:
         self._pool_rows = min(pool_rows, self._hi - self._lo)
         shape = (self._pool_rows, self._site.stored_channels)
         self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
-        self._scratch = np.empty((max(1, _PIECE // shape[1]), shape[1]), self._site.stored_dtype.stored)
+        piece = min(batch_size, max(1, _PIECE // shape[1]))
+        self._scratch = [np.empty((piece, shape[1]), self._site.stored_dtype.stored) for _ in range(2)]
         self._arrays = RecycledArrays((batch_size, self._site.channels))
         self._window: _Window | None = None
         self._next: tuple[tuple[int, int], Future[_Window]] | None = None
         # The planner waits for the readers, so it must not be one of them.
         self._planner = ThreadPoolExecutor(1, "row-planner")
         self._readers = ThreadPoolExecutor(threads, "row-reader")
+        self._gatherer = ThreadPoolExecutor(1, "row-gatherer")
         self._threads = threads
         self._closed = False
 
@@ -227,16 +225,23 @@ class RowLoader:
             window = self._get_window(epoch, self._lo + offset - at)
             slots = window.order[at : at + self.batch_size - done]
             part = slice(done, done + len(slots))
-            target = x[part]
-            for first in range(0, len(slots), len(self._scratch)):
-                chosen = slots[first : first + len(self._scratch)]
-                rows = self._scratch[: len(chosen)]
-                window.pool.take(chosen, axis=0, out=rows, mode="clip")  # without "clip" numpy makes a copy first
-                cast(target[first : first + len(chosen)], self._site.stored_dtype.decode(rows))
+            half = len(slots) // 2 if len(slots) * x.shape[1] > _PIECE else 0
+            other = self._gatherer.submit(self._gather, window.pool, slots[:half], x[part][:half], cast, 1)
+            self._gather(window.pool, slots[half:], x[part][half:], cast, 0)
             window.where.take(slots, axis=1, out=where[:, part])
+            other.result()
             done += len(slots)
         self._position += 1
         return where
+
+    def _gather(self, pool: np.ndarray, slots: np.ndarray, target: np.ndarray, cast: Cast, thread: int) -> None:
+        """Copy rows of a pool, a piece at a time. `thread`: 0 or 1, whose scratch space to use."""
+        scratch = self._scratch[thread]
+        for first in range(0, len(slots), len(scratch)):
+            chosen = slots[first : first + len(scratch)]
+            rows = scratch[: len(chosen)]
+            pool.take(chosen, axis=0, out=rows, mode="clip")  # without "clip" numpy makes a copy first
+            cast(target[first : first + len(chosen)], self._site.stored_dtype.decode(rows))
 
     def coordinates(self, position: int) -> np.ndarray:
         """Where the rows of a batch come from, computed without reading any.
@@ -270,6 +275,7 @@ class RowLoader:
         self._closed = True
         self._planner.shutdown(wait=True)
         self._readers.shutdown(wait=True)
+        self._gatherer.shutdown(wait=True)
         self._window, self._next, self._free = None, None, []
 
     def __enter__(self) -> Self:

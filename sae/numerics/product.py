@@ -96,11 +96,13 @@ class CoarseRows(NamedTuple):
         levels = torch.empty(x.shape, dtype=torch.int8)
         largest, size = x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
         tiny = torch.finfo(x.dtype).tiny * _LEVELS**2
+        buffer = x.new_empty(min(_BLOCK, x.shape[0]), x.shape[1])
         for rows in row_chunks(x.shape[0], _BLOCK):
-            magnitude = x[rows].abs()
-            torch.amax(magnitude, 1, out=largest[rows]).clamp_min_(tiny)
-            torch.mean(magnitude.sqrt_(), 1, out=size[rows]).square_()
-            levels[rows] = (x[rows] * (_LEVELS / largest[rows, None])).round_()
+            block = buffer[: rows.stop - rows.start]
+            torch.abs(x[rows], out=block)
+            torch.amax(block, 1, out=largest[rows]).clamp_min_(tiny)
+            torch.mean(block.sqrt_(), 1, out=size[rows]).square_()
+            levels[rows] = torch.mul(x[rows], _LEVELS / largest[rows, None], out=block).round_()
         scale = largest / _LEVELS
         # Uniform errors have variance s^2 / 12. A row with exact zeros does better; where that matters, look.
         suspects = (scale > math.sqrt(12) * _TOLERANCE * size).nonzero().squeeze(1)
