@@ -18,8 +18,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.errors import InvalidOption, RunNotFound, UnknownName
+
+if TYPE_CHECKING:
+    from activations_store import ActivationStore
 
 MAIN = "main"
 """Name of the only member of a kind that lies directly in the kind's folder."""
@@ -156,6 +160,26 @@ def site_name(site: str) -> str:
     short = path.partition(".")[2] or path
     name = short if port in ("", "out") else f"{short}-{port}"
     return re.sub(r"[^A-Za-z0-9_.+-]", "-", name)
+
+
+def find_site(store: ActivationStore, name: str | None) -> str:
+    """The store's name of a site as people type it (``up_blocks.1`` for ``unet.up_blocks.1:out``).
+
+    Raises:
+        activations_store.errors.UnknownSite: the store has no such site, or several and none was named.
+    """
+    from activations_store.errors import UnknownSite
+
+    known = ", ".join(store.sites)
+    if name is None:
+        if len(store.sites) == 1:
+            return store.sites[0]
+        raise UnknownSite(f"{store.path} has {len(store.sites)} sites; choose one with --site: {known}.")
+    wanted = name if ":" in name else f"{name}:out"
+    matches = [site for site in store.sites if site == wanted or site.partition(".")[2] == wanted]
+    if len(matches) != 1:
+        raise UnknownSite(f"{store.path} has no site {name!r}; it has {known}.")
+    return matches[0]
 
 
 def check_name(name: str) -> str:

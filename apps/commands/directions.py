@@ -53,9 +53,8 @@ def run(options: argparse.Namespace) -> None:
     """Fit, print, save."""
     from activations_store import ActivationStore
     from apps.commands._options import store_folder
-    from apps.commands.train import find_site
     from apps.errors import InvalidOption, OutputExists
-    from apps.runs import Run, check_name
+    from apps.runs import Run, check_name, find_site
     from probe.directions import save_direction
     from probe.interventions import Recipe
 

@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.launch import launch, started_by_launcher
     from apps.measurement import read_json
     from apps.progress import Clock
-    from apps.runs import run_of
+    from apps.runs import find_site, run_of
     from apps.train_bar import training_bar
     from apps.train_grid import grid
     from sae.training.job import TrainJob
@@ -180,6 +180,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _common(store: ActivationStore, options: argparse.Namespace) -> dict[str, Any]:
     """Fields of `sae.TrainConfig` that are the same for all dictionaries of a command."""
+    from apps.runs import find_site
+
     return {
         "sparsity": options.sparsity,
         "prefixes": None if options.prefixes is None else tuple(options.prefixes),
@@ -205,26 +207,6 @@ def memory_line(store: ActivationStore, configs: list[TrainConfig]) -> str:
         shape = sae_config(store, config, selection_of(store, config, store.committed_samples()))
         n_bytes += 2 * shape.d_in * shape.d_sae * 4
     return f"dictionaries need about {4 * n_bytes / 1e6:,.0f} MB of memory, {n_bytes / 1e6:,.0f} MB on disk"
-
-
-def find_site(store: ActivationStore, name: str | None) -> str:
-    """The store's name of a site as people type it (``up_blocks.1`` for ``unet.up_blocks.1:out``).
-
-    Raises:
-        activations_store.errors.UnknownSite: the store has no such site, or several and none was named.
-    """
-    from activations_store.errors import UnknownSite
-
-    known = ", ".join(store.sites)
-    if name is None:
-        if len(store.sites) == 1:
-            return store.sites[0]
-        raise UnknownSite(f"train: {store.path} has {len(store.sites)} sites; choose one with --site: {known}.")
-    wanted = name if ":" in name else f"{name}:out"
-    matches = [site for site in store.sites if site == wanted or site.partition(".")[2] == wanted]
-    if len(matches) != 1:
-        raise UnknownSite(f"train: {store.path} has no site {name!r}; it has {known}.")
-    return matches[0]
 
 
 def metrics_line(metrics: dict) -> str:
