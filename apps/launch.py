@@ -63,7 +63,7 @@ def launch(job: TrainJob, processes: int) -> None:
 
 
 def _environment(rank: int, processes: int, meet: Path) -> dict[str, str]:
-    """What `sae.processes.joined` reads, and a fair share of the cores unless the user has said otherwise."""
+    """What `sae.joined` reads, and a fair share of the cores unless the user has said otherwise."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return {
         "RANK": str(rank),

@@ -122,7 +122,7 @@ class TimedSAE(nn.Module, ABC):
     def _needs_level(self) -> ConfigError:
         return ConfigError(
             f"A dictionary with time {self.config.time!r} codes a row differently at every step: use sae.at(log_snr), "
-            "or sae.timed.members for all steps of a store."
+            "or sae.architectures.timed.members for all steps of a store."
         )
 
     def folded(self) -> Self:
