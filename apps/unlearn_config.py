@@ -1,0 +1,213 @@
+"""Settings of the unlearning benchmark: what is recorded, which dictionaries are learned, which settings are tried.
+
+Every setting of a method below is tried for every target of its factor on validation prompts and seeds, and the best by
+the rule of ``probe.unlearning.balanced`` is scored. The lists themselves were chosen with validation images too, never
+with the scored ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from apps.unlearning import setting_text
+from probe.unlearning import ESDSetting, Setting
+from sae import TrainConfig
+
+N_PROMPTS = 480
+"""Labelled prompts that are recorded, balanced over all factor values; the first seeds from 0 on."""
+
+OBJECT_SITE = "unet.up_blocks.0.attentions.1:out"
+STYLE_SITE = "unet.up_blocks.1:out"
+SITES = (OBJECT_SITE, STYLE_SITE)
+"""Sites that are recorded: those of the dictionaries and of the projections."""
+
+
+def _dictionary(site: str, expansion: int, k: int, lr: float) -> TrainConfig:
+    return TrainConfig(
+        site=site, expansion=expansion, k=k, rows=800_000, batch_size=2048, lr=lr, branches=("uncond", "cond")
+    )
+
+
+DICTIONARIES: dict[str, TrainConfig] = {
+    "attention": _dictionary(OBJECT_SITE, 2, 8, 1.6e-3),
+    "block": _dictionary(STYLE_SITE, 1, 8, 2.6e-3),
+}
+"""Dictionaries of denoiser sites by name."""
+
+PHRASES = {"object": "a {}", "style": "{} style"}
+"""How a prompt says a concept; with it in the place of the braces."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting of a method; its name tells the fields that differ from their defaults."""
+
+    @property
+    def name(self) -> str:
+        """In a few words, such as ``attention, 2 features, multiplier -12, both``."""
+        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return ", ".join(_text(key, value) for key, value in changed) or "default"
+
+
+@dataclass(frozen=True)
+class Plain(Candidate):
+    """No hyper-parameters."""
+
+
+@dataclass(frozen=True)
+class Features(Candidate):
+    """Features of a concept, pushed at the sites of one dictionary or of several at once.
+
+    Attributes:
+        dictionaries: names in ``DICTIONARIES``.
+        setting: of ``saeuron``, ``norm_scaled`` or ``patch_replacement``.
+    """
+
+    dictionaries: tuple[str, ...]
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Direction(Candidate):
+    """A direction projected out of recorded sites.
+
+    Attributes:
+        sites: members of ``SITES``.
+        strength: 1 is the projection; more goes beyond it.
+        branch: guidance branches that are edited.
+    """
+
+    sites: tuple[str, ...]
+    strength: float = 1.0
+    branch: str = "both"
+
+
+@dataclass(frozen=True)
+class NormMatched(Candidate):
+    """The decoder row of the concept's best feature, added at the site's own size.
+
+    Attributes:
+        dictionary: a name in ``DICTIONARIES``.
+        rho: share of the site's root mean square norm; negative removes.
+    """
+
+    dictionary: str
+    rho: float
+
+
+@dataclass(frozen=True)
+class Rewrite(Candidate):
+    """UCE.
+
+    Attributes:
+        guide: phrase whose keys and values the concept gets; a guide that names the target itself is left out.
+        erase_scale: weight of the erased concept.
+        lam: weight of staying near the original.
+        tokens: see ``probe.unlearning.uce``.
+    """
+
+    guide: str
+    erase_scale: float = 1.0
+    lam: float = 0.5
+    tokens: str = "from_last"
+
+
+@dataclass(frozen=True)
+class Tuned(Candidate):
+    """ESD.
+
+    Attributes:
+        setting: of ``probe.unlearning.esd``.
+    """
+
+    setting: ESDSetting
+
+
+@dataclass(frozen=True)
+class TextSteering(Candidate):
+    """Concept Steerers at a layer of the text encoder.
+
+    Attributes:
+        dictionary: a name in ``TEXT_DICTIONARIES``.
+        strength: lambda; negative removes.
+        branch: ``opposite`` in the paper.
+    """
+
+    dictionary: str
+    strength: float
+    branch: str = "opposite"
+
+
+@dataclass(frozen=True)
+class TextFeatures(Candidate):
+    """Interpret-then-Deactivate at a layer of the text encoder.
+
+    Attributes:
+        dictionary: a name in ``TEXT_DICTIONARIES``.
+        n_features: the strongest features of a prompt that count as its own.
+        multiplier: gamma.
+    """
+
+    dictionary: str
+    n_features: int
+    multiplier: float
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, Setting):
+        return setting_text(value)
+    if isinstance(value, ESDSetting):
+        return f"{value.iterations} iterations at {value.lr:g}, eta {value.eta:g}, layers {value.layers}"
+    if isinstance(value, tuple):
+        return " + ".join(map(str, value))
+    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+
+
+def _features(dictionary: str, counts: tuple[int, ...], multipliers: tuple[float, ...]) -> tuple[Features, ...]:
+    return tuple(
+        Features((dictionary,), Setting(n_features=n, multiplier=m, relative=False))
+        for n in counts
+        for m in multipliers
+    )
+
+
+def _directions(*sites: str) -> tuple[Direction, ...]:
+    return tuple(Direction((site,), strength=s) for site in sites for s in (1.0, 2.0, 4.0))
+
+
+_ESD = tuple(Tuned(ESDSetting(iterations=n, lr=lr)) for n, lr in ((100, 3e-5), (100, 1e-4), (100, 3e-4)))
+
+CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
+    "no_edit": {"object": (Plain(),), "style": (Plain(),)},
+    "random_direction": {"object": (Plain(),), "style": (Plain(),)},
+    "negative_prompt": {"object": (Plain(),), "style": (Plain(),)},
+    "mean_difference": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
+    "lda": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
+    "uce": {
+        "object": tuple(Rewrite("thing", scale, tokens=t) for scale in (1.0, 10.0) for t in ("last", "from_last")),
+        "style": tuple(
+            Rewrite(f"{guide} style", scale, tokens="from_last") for guide in ("flat", "clay") for scale in (1.0, 10.0)
+        ),
+    },
+    "esd": {"object": _ESD, "style": _ESD},
+    "saeuron": {
+        "object": _features("attention", (2, 3), (-8.0, -12.0, -20.0)),
+        "style": _features("block", (2, 4, 6), (-1.0, -2.0)),
+    },
+    "norm_scaled": {
+        "object": _features("attention", (2, 3), (-1.0, -3.0)),
+        "style": _features("block", (2, 4), (-0.3, -1.0)),
+    },
+    "patch_replacement": {
+        "object": _features("attention", (1, 2, 4), (-1.0,)),
+        "style": _features("block", (1, 2, 4), (-1.0,)),
+    },
+    "norm_matched": {
+        "object": tuple(NormMatched("attention", rho) for rho in (-0.3, -0.6, -1.0)),
+        "style": tuple(NormMatched("block", rho) for rho in (-0.3, -0.6, -1.0)),
+    },
+    "concept_steerer": {"object": (), "style": ()},
+    "deactivate": {"object": (), "style": ()},
+}
+"""For each method and factor, the settings that validation chooses from; none: the method does not run."""
