@@ -5,21 +5,21 @@ Write with `StoreWriter` (whole shards, in any order, killed and resumed at will
 package imports numpy and a checksum, nothing heavy.
 """
 
-from . import errors
-from .background import AsyncShardWriter
-from .copying import copy
-from .export_files import export
-from .leftovers import gc
-from .loader import RowBatch, RowLoader
-from .quality import ShuffleQuality, effective_batch_size, shuffle_quality
-from .records import CommitRecord, SiteRecord
-from .rewrite import merge, subset
-from .site_view import SiteView
-from .spec import SiteSpec, StoreSpec
-from .statistics import SiteStatistics
-from .store import ActivationStore
-from .verify import Problem
-from .writer import StoreWriter
+from activations_store import errors
+from activations_store.format.records import CommitRecord, SiteRecord
+from activations_store.format.spec import SiteSpec, StoreSpec
+from activations_store.loading.loader import RowBatch, RowLoader
+from activations_store.loading.quality import ShuffleQuality, effective_batch_size, shuffle_quality
+from activations_store.store import ActivationStore
+from activations_store.upkeep.copying import copy
+from activations_store.upkeep.export_files import export
+from activations_store.upkeep.rewrite import merge, subset
+from activations_store.upkeep.verify import Problem
+from activations_store.views.site_view import SiteView
+from activations_store.views.statistics import SiteStatistics
+from activations_store.writing.background import AsyncShardWriter
+from activations_store.writing.leftovers import gc
+from activations_store.writing.writer import StoreWriter
 
 __all__ = [
     "ActivationStore",

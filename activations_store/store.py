@@ -15,20 +15,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import statistics as _statistics
-from . import verify as _verify
-from .errors import InvalidSelection, InvalidStatistics, MissingSamples, UnknownLabel, UnknownSite, explain
-from .groups import check_group, check_name, group_names
-from .layout import Layout, StoreInfo, check_arrays, read_store_info
-from .objects import Place, place
-from .reading import entries, names_in, refuse_remote
-from .records import CommitRecord, read_record
-from .samples import read_samples
-from .selection import BranchSelection
-from .shard_index import ReaderCache, ShardReader
-from .site_view import SiteView
-from .spec import StoreSpec
-from .statistics import SiteStatistics
+from activations_store.errors import (
+    InvalidSelection,
+    InvalidStatistics,
+    MissingSamples,
+    UnknownLabel,
+    UnknownSite,
+    explain,
+)
+from activations_store.format.groups import check_group, check_name, group_names
+from activations_store.format.layout import Layout, StoreInfo, check_arrays, read_store_info
+from activations_store.format.records import CommitRecord, read_record
+from activations_store.format.samples import read_samples
+from activations_store.format.shard_index import ReaderCache, ShardReader
+from activations_store.format.spec import StoreSpec
+from activations_store.storage.objects import Place, place
+from activations_store.storage.reading import entries, names_in, refuse_remote
+from activations_store.upkeep import verify as _verify
+from activations_store.views import statistics as _statistics
+from activations_store.views.selection import BranchSelection
+from activations_store.views.site_view import SiteView
+from activations_store.views.statistics import SiteStatistics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -241,7 +248,7 @@ class ActivationStore:
 
     def to_xarray(self) -> "xr.Dataset":
         """The store as a lazy `xarray.Dataset`; see `xarray_view.store_to_xarray`. Needs xarray."""
-        from .xarray_view import store_to_xarray  # xarray is optional
+        from activations_store.views.xarray_view import store_to_xarray  # xarray is optional
 
         return store_to_xarray(self)
 

@@ -17,13 +17,14 @@ import torch
 from conftest import build_tiny_pipeline
 from PIL import Image
 
-from activations_store import ActivationStore, fileio
+from activations_store import ActivationStore
 from activations_store.errors import (
     FingerprintMismatch,
     NonFiniteActivations,
     PlanMismatch,
     StoreExists,
 )
+from activations_store.storage import fileio
 from probe.capture import (
     CapturePlan,
     Recorder,

@@ -20,7 +20,7 @@ COLLECTOR = """
 import json, os, signal, sys
 from pathlib import Path
 from PIL.Image import Image
-from activations_store import fileio
+from activations_store.storage import fileio
 from probe.capture import ImagePlan, collect
 from probe.model import load_pipeline
 

@@ -14,7 +14,7 @@ import torch
 from sae_world import SITE, World, plant
 
 from activations_store import ActivationStore
-from activations_store.torch_rows import TensorBatch
+from activations_store.loading.torch_rows import TensorBatch
 from sae import TrainConfig, load_sae, train
 from sae._files import file_hash
 from sae.config import ARCHITECTURES

@@ -8,8 +8,9 @@ from pathlib import Path
 from store_support import BITS, JOINED, REPO, complete_store, small_spec
 from test_store_ragged import ragged_spec, write
 
-from activations_store import chunking, groups, layout, records, spec, statistics
-from activations_store.dtypes import DTYPES
+from activations_store.format import chunking, groups, layout, records, spec
+from activations_store.format.dtypes import DTYPES
+from activations_store.views import statistics
 
 PAGE = (REPO / "docs/store-format.md").read_text(encoding="utf-8")
 

@@ -24,7 +24,8 @@ from store_support import (
     tree_hashes,
 )
 
-from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, errors, fileio, gc
+from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, errors, gc
+from activations_store.storage import fileio
 
 SPEC = small_spec(JOINED)
 LATE = replace(SPEC, sites=(BITS, SiteSpec("late", 3, 4)), samples_per_shard=2)

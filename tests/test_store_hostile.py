@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_support import JOINED, PYTHON, child_environment, complete_store, small_spec
 
-from activations_store import ActivationStore, RowLoader, errors, jsonio, shard_index
-from activations_store.layout import (
+from activations_store import ActivationStore, RowLoader, errors
+from activations_store.format import shard_index
+from activations_store.format.layout import (
     FORMAT,
     MAX_STORE_JSON,
     Layout,
@@ -23,6 +24,7 @@ from activations_store.layout import (
     array_metadata,
     group_metadata,
 )
+from activations_store.storage import jsonio
 
 SPEC = small_spec(JOINED, n_samples=8)
 
@@ -236,7 +238,7 @@ def test_decompression_bomb_is_refused_before_it_inflates(tmp_path: Path) -> Non
 import sys, numpy as np
 from pathlib import Path
 from activations_store import errors
-from activations_store.shard_index import _zstd_into
+from activations_store.format.shard_index import _zstd_into
 packed = np.frombuffer(Path(sys.argv[1]).read_bytes(), np.uint8)
 out = np.empty(32768, np.uint8)
 try:

@@ -11,7 +11,7 @@ import pytest
 from store_support import FINGERPRINT, JOINED, PLAN, complete_store, create, sample_table, small_spec
 
 from activations_store import ActivationStore, SiteSpec, StoreWriter, errors, merge
-from activations_store.dtypes import DTYPES
+from activations_store.format.dtypes import DTYPES
 
 SHAPE = (4, 3, 2, 6, 5)
 ACCEPTED = {

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from store_support import create, shard_arrays, small_spec
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, errors
-from activations_store.dtypes import DTYPES
+from activations_store.format.dtypes import DTYPES
 
 INT8 = DTYPES["int8"]
 SITE = SiteSpec("q", 6, 5, (2, 3), dtype="int8")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from store_support import BITS, JOINED, SPLIT, complete_store, create, shard_arrays, site_values, small_spec
 
 from activations_store import ActivationStore, RowBatch, RowLoader, errors
-from activations_store.chunking import ChunkGrid
-from activations_store.shuffle import RowOrder
+from activations_store.format.chunking import ChunkGrid
+from activations_store.loading.shuffle import RowOrder
 
 
 @pytest.fixture(scope="module")

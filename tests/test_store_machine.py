@@ -22,7 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from store_faults import inputs
 from store_support import BITS, FINGERPRINT, JOINED, PLAN, FailAt, create, resume, site_values, small_spec
 
-from activations_store import ActivationStore, AsyncShardWriter, RowLoader, SiteSpec, StoreWriter, errors, fileio, gc
+from activations_store import ActivationStore, AsyncShardWriter, RowLoader, SiteSpec, StoreWriter, errors, gc
+from activations_store.storage import fileio
 
 SPEC = replace(small_spec(SiteSpec("q", 5, 6), JOINED, n_samples=9, samples_per_shard=2, n_steps=2), ragged=True)
 GROUP = replace(small_spec(BITS, n_samples=9, samples_per_shard=4, n_steps=2), compression="zstd")

@@ -30,7 +30,7 @@ from test_store_groups import extend, write_pending
 from test_store_ragged import ragged_spec, write
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, copy, errors, gc
-from activations_store.objects import ObjectPath, place
+from activations_store.storage.objects import ObjectPath, place
 
 obstore = pytest.importorskip("obstore")
 moto = pytest.importorskip("moto.server")
@@ -288,7 +288,7 @@ def test_what_is_not_there_or_does_not_work(tmp_path: Path, url: str, monkeypatc
     with pytest.raises(errors.StoreExists, match="another store"):
         copy(other, url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("activations_store.objects.RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("activations_store.storage.objects.RETRIES", {"max_retries": 0})
     with pytest.raises(errors.StorageUnavailable, match="AWS_ENDPOINT_URL"):
         ActivationStore.open(url)
 

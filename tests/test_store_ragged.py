@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from store_support import BITS, JOINED, create, shard_arrays, site_values, small_spec, tree_hashes
 
 from activations_store import ActivationStore, AsyncShardWriter, RowLoader, SiteSpec, StoreSpec, errors
-from activations_store.chunking import ChunkGrid
-from activations_store.shuffle import RowOrder
+from activations_store.format.chunking import ChunkGrid
+from activations_store.loading.shuffle import RowOrder
 
 QUANTISED = SiteSpec("q", 6, 5, dtype="int8")
 
@@ -97,8 +97,8 @@ def test_masks_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_record_with_missing_maps_in_a_store_that_is_not_ragged_is_refused(tmp_path: Path) -> None:
-    from activations_store.layout import Layout, StoreInfo, read_store_info
-    from activations_store.records import CommitRecord, SiteRecord, read_record
+    from activations_store.format.layout import Layout, StoreInfo, read_store_info
+    from activations_store.format.records import CommitRecord, SiteRecord, read_record
 
     spec = small_spec()
     with create(tmp_path / "s", spec) as writer:

@@ -11,7 +11,7 @@ from store_support import BITS, JOINED, complete_store, create, shard_arrays, si
 from test_store_ragged import masks, ragged_spec, write
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, effective_batch_size, errors, shuffle_quality
-from activations_store.torch_rows import TensorRows
+from activations_store.loading.torch_rows import TensorRows
 
 xarray = pytest.importorskip("xarray")
 

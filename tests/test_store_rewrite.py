@@ -28,7 +28,8 @@ from store_support import (
 from test_store_groups import LATE, extend, write_pending
 from test_store_ragged import QUANTISED, masks, ragged_spec, write
 
-from activations_store import ActivationStore, StoreSpec, StoreWriter, errors, export, fileio, gc, merge, subset
+from activations_store import ActivationStore, StoreSpec, StoreWriter, errors, export, gc, merge, subset
+from activations_store.storage import fileio
 
 SPEC = small_spec(JOINED, BITS, QUANTISED)
 
@@ -176,7 +177,7 @@ def test_npy_files(tmp_path: Path) -> None:
 def test_safetensors_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(ragged_spec(JOINED), sites=(JOINED,))
     source = write(tmp_path / "s", spec)
-    monkeypatch.setattr("activations_store.export_files.SHARD_BYTES", 4 * 3 * 2 * 16 * 8 * 2)
+    monkeypatch.setattr("activations_store.upkeep.export_files.SHARD_BYTES", 4 * 3 * 2 * 16 * 8 * 2)
     out = export(source, tmp_path / "out", file_format="safetensors", branches=["cond", "uncond"])
     files = sorted(out.glob("*.safetensors"))
     assert len(files) == 3

@@ -25,7 +25,7 @@ from store_support import (
 )
 
 from activations_store import ActivationStore, SiteSpec, errors
-from activations_store.dtypes import DTYPES
+from activations_store.format.dtypes import DTYPES
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from store_support import BITS, JOINED, PYTHON, SPLIT, child_environment, complete_store, small_spec
 
 from activations_store import SiteSpec, StoreSpec, errors
-from activations_store.chunking import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, ChunkGrid, choose_chunk
+from activations_store.format.chunking import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, ChunkGrid, choose_chunk
 
 
 def test_import_is_light() -> None:

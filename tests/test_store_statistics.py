@@ -9,7 +9,7 @@ from store_support import BITS, JOINED, complete_store, create, resume, shard_ar
 from test_store_ragged import masks, ragged_spec, write
 
 from activations_store import ActivationStore, SiteSpec, errors, gc
-from activations_store.statistics import LEVELS, compute_statistics, read_statistics
+from activations_store.views.statistics import LEVELS, compute_statistics, read_statistics
 
 SINGLE = SiteSpec("single", 9, 6, dtype="float32")
 
@@ -79,7 +79,9 @@ def test_kept_until_a_shard_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = ActivationStore.open(tmp_path / "s")
     first = store.statistics(JOINED.name)
     with monkeypatch.context() as patch:
-        patch.setattr("activations_store.statistics.compute_statistics", lambda *a, **k: pytest.fail("computed again"))
+        patch.setattr(
+            "activations_store.views.statistics.compute_statistics", lambda *a, **k: pytest.fail("computed again")
+        )
         again = ActivationStore.open(tmp_path / "s").statistics(JOINED.name)
     np.testing.assert_array_equal(again.mean, first.mean)
     np.testing.assert_array_equal(again.covariance, first.covariance)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from store_support import BITS, JOINED, complete_store, create, resume, shard_arrays, small_spec, tree_hashes
 
-from activations_store import ActivationStore, errors, fileio, gc
+from activations_store import ActivationStore, errors, gc
+from activations_store.storage import fileio
 
 SPEC = small_spec(JOINED, BITS, n_samples=11)
 FOLDER = f"arrays/{JOINED.dir_name}"

@@ -27,7 +27,8 @@ from store_support import (
     tree_hashes,
 )
 
-from activations_store import ActivationStore, AsyncShardWriter, SiteSpec, StoreWriter, errors, fileio, gc
+from activations_store import ActivationStore, AsyncShardWriter, SiteSpec, StoreWriter, errors, gc
+from activations_store.storage import fileio
 
 
 def test_create_refuses_an_existing_store(tmp_path: Path) -> None:

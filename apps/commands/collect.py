@@ -19,7 +19,7 @@ from apps.commands._options import (
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from activations_store.objects import Place
+    from activations_store.storage.objects import Place
     from probe.capture import CapturePlan, ImagePlan
 
 _EXAMPLE = """
@@ -80,7 +80,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Plan, estimate, collect."""
-    from activations_store.objects import SCHEME, place
+    from activations_store.storage.objects import SCHEME, place
     from apps.errors import InvalidOption
     from apps.progress import Clock, bar
     from apps.prompts import counts

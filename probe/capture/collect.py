@@ -16,8 +16,8 @@ import numpy as np
 
 from activations_store import ActivationStore, AsyncShardWriter, StoreSpec, StoreWriter
 from activations_store.errors import StoreExists
-from activations_store.objects import Place, place
-from activations_store.pictures import save_picture
+from activations_store.format.pictures import save_picture
+from activations_store.storage.objects import Place, place
 from probe.capture.generation import Generation
 from probe.capture.image_files import png_bytes
 from probe.capture.image_plan import ImagePlan
@@ -50,7 +50,7 @@ def collect(
     Args:
         pipe: the plan's model.
         plan: what to run.
-        out: folder of the store, or ``s3://bucket/key`` (activations_store/objects.py); images go to
+        out: folder of the store, or ``s3://bucket/key`` (activations_store/storage/objects.py); images go to
             ``<out>/images/000000.png`` and so on, masks of real images to ``<out>/masks``.
         progress: called with (done, total) samples, those of an earlier run included.
         resume: continue a store of the same plan and model; if False an existing store is an error.

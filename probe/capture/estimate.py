@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from activations_store.objects import Place, place
+from activations_store.storage.objects import Place, place
 from probe.capture.collect import open_source
 from probe.capture.image_plan import ImagePlan
 from probe.capture.memory import current_memory, peak_memory

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from activations_store.objects import Place
+from activations_store.storage.objects import Place
 from probe.capture.plan import CapturePlan
 from probe.capture.recorder import Receive, Recorder
 from probe.capture.shapes import observe_generation

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from activations_store.objects import Place
-from activations_store.pictures import save_picture
+from activations_store.format.pictures import save_picture
+from activations_store.storage.objects import Place
 from probe.capture.image_files import load_image, load_mask, png_bytes
 from probe.capture.image_plan import ImagePlan
 from probe.capture.inversion import inversion_path, invert, to_eps

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from activations_store import StoreSpec
-from activations_store.objects import ObjectPath, Place
+from activations_store.storage.objects import ObjectPath, Place
 from probe.capture.memory import available_memory
 from probe.capture.recording import Recording
 from probe.capture.source import Source, spec_of, store_record

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from activations_store import StoreSpec
-from activations_store.objects import Place
+from activations_store.storage.objects import Place
 from probe.capture.buffers import ShardBuffers
 from probe.capture.recorder import Receive
 from probe.capture.recording import Recording

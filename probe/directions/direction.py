@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from activations_store.jsonio import content_hash, normalise
+from activations_store.storage.jsonio import content_hash, normalise
 from probe.capture.sites import Site
 from probe.errors import InvalidDirection
 from probe.interventions import AddDirection, Intervention, ProjectOut

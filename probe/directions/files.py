@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from activations_store.errors import InvalidMetadata
-from activations_store.jsonio import canonical, parse
+from activations_store.storage.jsonio import canonical, parse
 from probe.directions.direction import Direction
 from probe.errors import DirectionExists, DirectionNotFound, InvalidDirection, ProbeError
 

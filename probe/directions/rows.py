@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from activations_store import ActivationStore
-from activations_store.jsonio import content_hash
+from activations_store.storage.jsonio import content_hash
 from probe.capture.tokens import TokenLayout
 from probe.errors import InvalidDirection
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
-from activations_store.jsonio import canonical
+from activations_store.storage.jsonio import canonical
 from probe.errors import InvalidRequest
 from probe.information.columns import CAPTION, Column
 from probe.information.edited import Edited

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from activations_store import ActivationStore
-from activations_store.torch_rows import TensorBatch
+from activations_store.loading.torch_rows import TensorBatch
 from sae.errors import ConfigError
 
 Kind = tuple[int, tuple[tuple[str, int], ...]]

@@ -1,0 +1,1 @@
+"""The format (docs/store-format.md): specifications, folders, chunk grids, commit records, tables, shard files."""

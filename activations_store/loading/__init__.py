@@ -1,0 +1,1 @@
+"""Shuffled rows for training: the order of rows, the loader, how well it mixes, tensors."""

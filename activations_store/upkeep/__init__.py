@@ -1,0 +1,1 @@
+"""Whole stores: checked, merged and cut, copied, exported."""

@@ -1,0 +1,1 @@
+"""Reading: selections, one site as a lazy array, statistics of its rows, xarray."""
