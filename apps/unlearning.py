@@ -57,14 +57,14 @@ class Edit:
         factor: the target's factor.
         label: the target.
         setting: hyper-parameters.
-        intervention: the edit.
+        interventions: the edit.
         tried: what the search on validation found, best first; empty without a search.
     """
 
     factor: str
     label: str
     setting: Setting
-    intervention: Intervention
+    interventions: tuple[Intervention, ...]
     tried: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -150,7 +150,7 @@ def make_edit(
         judge,  # pyright: ignore[reportArgumentType]
         validation,
         (factor, label),
-        {name: [edit] for name, edit in edits.items()},
+        edits,
         progress=progress,
         **asdict(sampling),
     )
@@ -209,7 +209,7 @@ def run_edit(
     from probe.unlearning.evaluate import pixel_change
 
     images = generate(
-        pipe, grid.prompts, grid.seeds, interventions=[edit.intervention], progress=progress, **asdict(sampling)
+        pipe, grid.prompts, grid.seeds, interventions=edit.interventions, progress=progress, **asdict(sampling)
     )
     judged = Predictions.of(judge(images), DOMAINS)
     folder = run.new("unlearn", edit.name)
@@ -218,12 +218,12 @@ def run_edit(
     recipe = run.new("recipes", edit.name)
     _remove_recipe(recipe)
     about = {"target": [edit.factor, edit.label], "setting": setting_text(edit.setting), "method": "saeuron"}
-    Recipe.of(pipe, [edit.intervention], about).save(recipe)
+    Recipe.of(pipe, edit.interventions, about).save(recipe)
     return {
         "factor": edit.factor,
         "label": edit.label,
         "setting": setting_text(edit.setting),
-        "site": str(edit.intervention.where),
+        "site": " + ".join(dict.fromkeys(str(item.where) for item in edit.interventions)),
         "tried": list(edit.tried),
         "judged": {name: list(values) for name, values in judged.labels.items()},
         "artifact": judged.artifact.tolist(),

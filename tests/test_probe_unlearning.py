@@ -79,7 +79,7 @@ def planted_scores() -> Scores:
 
 def test_features_are_selected_again_at_each_step():
     scores = planted_scores()
-    edit = saeuron(scores, "moon", dictionary=dictionary(), site="mid_block", setting=STYLES, timesteps=TIMES)
+    (edit,) = saeuron(scores, "moon", dictionary=dictionary(), site="mid_block", setting=STYLES, timesteps=TIMES)
     op = edit.op
     assert isinstance(op, ScaleFeatures) and edit.branch == "both" and op.timesteps == TIMES
     assert torch.as_tensor(op.features).tolist() == [[1], [4], [7]]
@@ -91,7 +91,7 @@ def test_features_are_selected_again_at_each_step():
 def test_settings():
     scores = planted_scores()
     setting = Setting(n_features=2, multiplier=-20.0, relative=False, branch="cond", steps=(0, 1))
-    edit = saeuron(scores, ["star", "cup"], dictionary=dictionary(), site="mid_block", setting=setting)
+    (edit,) = saeuron(scores, ["star", "cup"], dictionary=dictionary(), site="mid_block", setting=setting)
     op = edit.op
     assert isinstance(op, ScaleFeatures) and edit.branch == "cond" and edit.steps == (0, 1)
     # Two features were asked for each concept, but only one scores above zero: no other is pushed.
@@ -115,7 +115,7 @@ def test_the_edit_computes_s2_inside_the_model(tiny_pipe):
     x, z = base[0], d.encode(base[0])
     scores = planted_scores()
     scores.mu[0, 1, 1] = float(z[..., 1].max()) * 1.2  # so that some tokens lie above the mean and some below
-    edit = saeuron(scores, "moon", dictionary=d, site="mid_block", setting=Setting(1, -3.0))
+    (edit,) = saeuron(scores, "moon", dictionary=d, site="mid_block", setting=Setting(1, -3.0))
     edited: list[torch.Tensor] = []
     run([edit], edited)
     above = z[..., 1] > scores.mean_activation[0, 1]
@@ -126,7 +126,7 @@ def test_the_edit_computes_s2_inside_the_model(tiny_pipe):
 
 
 def test_saeuron_recipe_replays(tiny_pipe, tmp_path):
-    edit = saeuron(planted_scores(), "moon", dictionary=dictionary(), site="mid_block", setting=Setting(1, -30.0))
+    (edit,) = saeuron(planted_scores(), "moon", dictionary=dictionary(), site="mid_block", setting=Setting(1, -30.0))
     given = {"prompts": ["a red moon"], "seeds": [1], "steps": STEPS, "guidance": 2.0}
     expected = generate(tiny_pipe, **given, interventions=[edit])
     Recipe.of(tiny_pipe, [edit]).save(tmp_path / "r")
@@ -155,7 +155,7 @@ def test_bad_scores():
     )
     with pytest.raises(InvalidRequest, match="give the timesteps of these steps"):
         saeuron(subset, "star", dictionary=dictionary(), site="mid_block")
-    assert saeuron(subset, "star", dictionary=dictionary(), site="mid_block", timesteps=TIMES).steps is None
+    assert saeuron(subset, "star", dictionary=dictionary(), site="mid_block", timesteps=TIMES)[0].steps is None
 
 
 # The protocol

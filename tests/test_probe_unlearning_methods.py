@@ -75,7 +75,7 @@ def test_no_edit_is_the_unedited_model(tiny_pipe):
 def test_random_controls_move_every_row_as_far(tiny_pipe):
     edits = (
         Intervention("mid_block", ProjectOut(torch.ones(1, D)), steps=[0], branch="cond"),
-        saeuron(planted_scores(), "moon", dictionary=dictionary(), site="mid_block", timesteps=TIMES),
+        *saeuron(planted_scores(), "moon", dictionary=dictionary(), site="mid_block", timesteps=TIMES),
     )
     x = rows(9)
     for edit, control in zip(edits, random_controls(edits), strict=True):
@@ -397,7 +397,7 @@ def canvas_methods(pipe) -> dict[str, tuple[Intervention, ...]]:
     moments = ConceptMoments.of(groups[0] + 0.5, groups[1], times)
     layer = "text_encoder.encoder.layers.1"
     found = {
-        "saeuron": (saeuron(scores, "star", setting=Setting(3, -10.0), **sae),),
+        "saeuron": saeuron(scores, "star", setting=Setting(3, -10.0), **sae),
         "norm_scaled": norm_scaled(scores, "star", setting=Setting(3, -1.0), **sae),
         "patch_replacement": patch_replacement(scores, "star", setting=Setting(3), **sae),
         "mean_difference": mean_difference(moments, "mid_block"),

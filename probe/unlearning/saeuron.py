@@ -90,7 +90,7 @@ def saeuron(
     site: Site | str,
     setting: Setting = STYLES,
     timesteps: Sequence[int] | None = None,
-) -> Intervention:
+) -> tuple[Intervention, ...]:
     """The edit that unlearns one concept, or several at once.
 
     Args:
@@ -105,7 +105,7 @@ def saeuron(
             count.
 
     Returns:
-        An intervention with per-step features, multipliers and thresholds.
+        One intervention, with per-step features, multipliers and thresholds.
 
     Raises:
         UnknownConcept: the concept was not scored.
@@ -114,7 +114,7 @@ def saeuron(
     tensors = as_dictionary(dictionary)
     found = select_features(scores, concept, tensors, setting, timesteps)
     op = ScaleFeatures(tensors, *found, None if timesteps is None else tuple(int(t) for t in timesteps))
-    return Intervention(site, op, steps=setting.steps, branch=setting.branch)
+    return (Intervention(site, op, steps=setting.steps, branch=setting.branch),)
 
 
 class Selection(NamedTuple):
