@@ -19,6 +19,7 @@ from probe.unlearning.evaluate import (
     search,
 )
 from probe.unlearning.grid import PromptGrid
+from probe.unlearning.kernel_distance import KernelDistance, kernel_distance
 from probe.unlearning.negative_prompt import negative_prompt
 from probe.unlearning.norm_matched import norm_matched
 from probe.unlearning.norm_scaled import norm_scaled
@@ -40,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Interval",
     "Judge",
+    "KernelDistance",
     "Predictions",
     "PromptGrid",
     "Setting",
@@ -52,6 +54,7 @@ __all__ = [
     "deactivate",
     "esd",
     "evaluate",
+    "kernel_distance",
     "lda",
     "mean_difference",
     "negative_prompt",
