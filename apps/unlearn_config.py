@@ -22,6 +22,9 @@ STYLE_SITE = "unet.up_blocks.1:out"
 SITES = (OBJECT_SITE, STYLE_SITE)
 """Sites that are recorded: those of the dictionaries and of the projections."""
 
+VALIDATION_TARGET, VALIDATION_RETAIN = 16, 24
+"""Validation images of a setting that ask for the target, and that do not."""
+
 
 def _dictionary(site: str, expansion: int, k: int, lr: float) -> TrainConfig:
     return TrainConfig(
@@ -35,8 +38,8 @@ DICTIONARIES: dict[str, TrainConfig] = {
 }
 """Dictionaries of denoiser sites by name."""
 
-PHRASES = {"object": "a {}", "style": "{} style"}
-"""How a prompt says a concept; with it in the place of the braces."""
+PHRASES = {"object": "a {}", "style": "a thing in {} style"}
+"""How a prompt says a concept, its label in the place of the braces."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,26 @@ class Candidate:
         changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         return ", ".join(_text(key, value) for key, value in changed) or "default"
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Names of the dictionaries that it needs."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Plain(Candidate):
     """No hyper-parameters."""
+
+
+@dataclass(frozen=True)
+class Phrase(Candidate):
+    """A prompt that says the concept.
+
+    Attributes:
+        phrase: with the label in the place of the braces.
+    """
+
+    phrase: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,10 @@ class Features(Candidate):
 
     dictionaries: tuple[str, ...]
     setting: Setting
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return self.dictionaries
 
 
 @dataclass(frozen=True)
@@ -95,19 +118,25 @@ class NormMatched(Candidate):
     dictionary: str
     rho: float
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (self.dictionary,)
+
 
 @dataclass(frozen=True)
 class Rewrite(Candidate):
     """UCE.
 
     Attributes:
-        guide: phrase whose keys and values the concept gets; a guide that names the target itself is left out.
+        guide: what the concept's keys and values become, in the place of the label; left out for the target itself.
+        phrase: with a label in the place of the braces; for the target, the guide and what is retained.
         erase_scale: weight of the erased concept.
         lam: weight of staying near the original.
         tokens: see ``probe.unlearning.uce``.
     """
 
     guide: str
+    phrase: str = "{}"
     erase_scale: float = 1.0
     lam: float = 0.5
     tokens: str = "from_last"
@@ -119,9 +148,11 @@ class Tuned(Candidate):
 
     Attributes:
         setting: of ``probe.unlearning.esd``.
+        phrase: the erased prompt, with the label in the place of the braces.
     """
 
     setting: ESDSetting
+    phrase: str
 
 
 @dataclass(frozen=True)
@@ -130,13 +161,19 @@ class TextSteering(Candidate):
 
     Attributes:
         dictionary: a name in ``TEXT_DICTIONARIES``.
+        phrase: the concept's prompt, with the label in the place of the braces.
         strength: lambda; negative removes.
         branch: ``opposite`` in the paper.
     """
 
     dictionary: str
+    phrase: str
     strength: float
     branch: str = "opposite"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (self.dictionary,)
 
 
 @dataclass(frozen=True)
@@ -145,13 +182,19 @@ class TextFeatures(Candidate):
 
     Attributes:
         dictionary: a name in ``TEXT_DICTIONARIES``.
+        phrase: of the erased and the retained prompts, with a label in the place of the braces.
         n_features: the strongest features of a prompt that count as its own.
         multiplier: gamma.
     """
 
     dictionary: str
+    phrase: str
     n_features: int
     multiplier: float
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (self.dictionary,)
 
 
 def _text(name: str, value: Any) -> str:
@@ -176,21 +219,24 @@ def _directions(*sites: str) -> tuple[Direction, ...]:
     return tuple(Direction((site,), strength=s) for site in sites for s in (1.0, 2.0, 4.0))
 
 
-_ESD = tuple(Tuned(ESDSetting(iterations=n, lr=lr)) for n, lr in ((100, 3e-5), (100, 1e-4), (100, 3e-4)))
+def _esd(factor: str) -> tuple[Tuned, ...]:
+    settings = [ESDSetting(iterations=100, lr=lr) for lr in (3e-5, 1e-4, 3e-4)]
+    return tuple(Tuned(setting, PHRASES[factor]) for setting in settings)
+
 
 CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     "no_edit": {"object": (Plain(),), "style": (Plain(),)},
     "random_direction": {"object": (Plain(),), "style": (Plain(),)},
-    "negative_prompt": {"object": (Plain(),), "style": (Plain(),)},
+    "negative_prompt": {factor: (Phrase(phrase), Phrase("{}")) for factor, phrase in PHRASES.items()},
     "mean_difference": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
     "lda": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
     "uce": {
-        "object": tuple(Rewrite("thing", scale, tokens=t) for scale in (1.0, 10.0) for t in ("last", "from_last")),
-        "style": tuple(
-            Rewrite(f"{guide} style", scale, tokens="from_last") for guide in ("flat", "clay") for scale in (1.0, 10.0)
+        "object": tuple(
+            Rewrite("thing", erase_scale=scale, tokens=t) for scale in (1.0, 10.0) for t in ("last", "from_last")
         ),
+        "style": tuple(Rewrite(guide, erase_scale=scale) for guide in ("flat", "clay") for scale in (1.0, 10.0)),
     },
-    "esd": {"object": _ESD, "style": _ESD},
+    "esd": {factor: _esd(factor) for factor in PHRASES},
     "saeuron": {
         "object": _features("attention", (2, 3), (-8.0, -12.0, -20.0)),
         "style": _features("block", (2, 4, 6), (-1.0, -2.0)),
