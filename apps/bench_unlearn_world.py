@@ -1,0 +1,171 @@
+"""What the unlearning benchmark needs to know of a world: its concepts, its prompts, its judge, how its model draws.
+
+Four sets of images, disjoint by prompt or by seed:
+
+    recorded     prompts whose activations dictionaries and directions are learned from; seeds from 0
+    validation   prompts and seeds that settings are chosen on, for each target its own; seeds from 1,000,000
+    test         every object in every style, with every seed; seeds from 2,000,000
+    reference    the test prompts at other seeds, drawn by the unedited model only; seeds from 4,000,000
+
+No validation or recorded prompt is a test prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from apps.prompts import LabelledPrompts, balanced
+from apps.unlearning import DOMAINS, Sampling, scored_grid, validation_grid
+
+if TYPE_CHECKING:
+    from probe.unlearning import Judge, PromptGrid
+
+REFERENCE_SEED = 4_000_000
+
+
+class World(Protocol):
+    """A labelled world with two domains, ``object`` and ``style``.
+
+    Attributes:
+        name: of the world.
+        labels: for each domain its labels, in order; every one is a target.
+        sampling: how images are drawn.
+        judge: reads the labels of uint8 images (N, H, W, 3).
+        features: the judge's representation of images, (N, d).
+        test: the test grid.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def judge(self) -> Judge: ...
+    @property
+    def features(self) -> Callable[[np.ndarray], np.ndarray]: ...
+    @property
+    def test(self) -> PromptGrid: ...
+    @property
+    def recorded(self) -> LabelledPrompts:
+        """Labelled prompts to learn from, balanced over the labels."""
+        ...
+
+    def validation(self, factor: str, label: str, n_target: int, n_retain: int) -> PromptGrid:
+        """Prompts and seeds to choose a target's setting on."""
+        ...
+
+
+@dataclass(frozen=True)
+class CanvasWorld:
+    """Canvas, or a part of it.
+
+    Attributes:
+        sampling: how images are drawn.
+        n_recorded: prompts that are recorded; validation prompts are none of these.
+        n_seeds: seeds of each object in each style.
+        objects, styles: restrict the world; all if empty.
+    """
+
+    sampling: Sampling
+    n_recorded: int
+    n_seeds: int = 5
+    objects: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    name: str = "canvas"
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        """Objects and styles."""
+        from probe.canvas import OBJECTS, STYLES
+
+        return {"object": self.objects or OBJECTS, "style": self.styles or STYLES}
+
+    @property
+    def judge(self) -> Judge:
+        """The shipped judge."""
+        from apps.judging import shipped_judge
+
+        return shipped_judge()
+
+    @property
+    def features(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The judge's pooled representation."""
+        from apps.judging import shipped_judge
+
+        return shipped_judge().features
+
+    @cached_property
+    def test(self) -> PromptGrid:
+        """Every object in every style with every seed."""
+        return scored_grid(self.n_seeds, objects=self.objects, styles=self.styles)
+
+    @cached_property
+    def recorded(self) -> LabelledPrompts:
+        """Prompts balanced over all factors."""
+        return balanced(self.n_recorded, exclude=set(self.test.prompts), within=self.labels)
+
+    def validation(self, factor: str, label: str, n_target: int, n_retain: int) -> PromptGrid:
+        """Balanced prompts with and without the target."""
+        seen = set(self.test.prompts) | set(self.recorded.prompts)
+        return validation_grid(factor, label, n_target=n_target, n_retain=n_retain, exclude=seen, within=self.labels)
+
+
+def reference_grid(test: PromptGrid) -> PromptGrid:
+    """The test prompts at seeds of their own."""
+    from probe.unlearning import PromptGrid
+
+    return PromptGrid(test.prompts, tuple(range(REFERENCE_SEED, REFERENCE_SEED + len(test))), test.labels)
+
+
+def dealt_rows(test: PromptGrid, seeds_each: int) -> np.ndarray:
+    """Rows of a test grid with only some seeds of every (object, style) cell, dealt in rotation.
+
+    Cell (o, s), numbered in the order of the labels, gets the seeds o + s, o + s + 1, ... modulo their number. So every
+    seed is used equally often, and within every object and every style too as far as their numbers divide.
+
+    Args:
+        test: a grid that has every cell with every seed.
+        seeds_each: how many seeds of each cell are kept; all of them if there are no more.
+    """
+    seeds = sorted(set(test.seeds))
+    number = {name: {label: i for i, label in enumerate(test.targets(name))} for name in DOMAINS}
+    kept = []
+    for row, seed in enumerate(test.seeds):
+        first = sum(number[name][test.labels[name][row]] for name in DOMAINS)
+        if (seeds.index(seed) - first) % len(seeds) < seeds_each:
+            kept.append(row)
+    return np.asarray(kept, np.int64)
+
+
+def rows_for(test: PromptGrid, factor: str, label: str, seeds_each: int) -> np.ndarray:
+    """Rows that a target is scored on: all that ask for it, and of the rest the dealt ones."""
+    asked = np.flatnonzero([value == label for value in test.labels[factor]])
+    return np.union1d(asked, dealt_rows(test, seeds_each))
+
+
+def chosen_targets(world: World, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(factor, label) of targets by name (``object:star``, or ``star`` where that is unambiguous); all if none.
+
+    Raises:
+        probe.errors.UnknownConcept: a name is none of the world's.
+    """
+    from probe.errors import UnknownConcept
+
+    known = [(factor, label) for factor in DOMAINS for label in world.labels[factor]]
+    found = []
+    for name in names:
+        matches = [t for t in known if name in (t[1], ":".join(t))]
+        if len(matches) != 1:
+            raise UnknownConcept(
+                f"targets: {name!r} names {len(matches)} of the world's concepts; expected one of "
+                f"{', '.join(':'.join(t) for t in known)}."
+            )
+        found += matches
+    return list(dict.fromkeys(found)) or known
