@@ -8,7 +8,7 @@ w < 0. Two more denoiser evaluations a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,11 +56,16 @@ def text_embedding(pipe: Pipeline, prompt: str) -> torch.Tensor:
     Raises:
         UnsupportedPipeline: the denoiser is given more than that for a prompt (pooled embeddings, class labels).
     """
+    return text_embeddings(pipe, [prompt])[0]
+
+
+def text_embeddings(pipe: Pipeline, prompts: Sequence[str]) -> torch.Tensor:
+    """The same for several prompts in one call of the text encoder, (N, L, C)."""
     encode = getattr(pipe, "encode_prompt", None)
-    found = encode(prompt, pipe.device, 1, False) if encode is not None else ()
+    found = encode(list(prompts), pipe.device, 1, False) if encode is not None else ()
     if len(found) != 2:
         raise UnsupportedPipeline(
             f"{model_label(pipe)}: expected encode_prompt to return a text embedding and its negative, "
             f"found {len(found)} values; a prompt is more than one embedding here."
         )
-    return found[0][0].detach().clone()
+    return found[0].detach().clone()
