@@ -18,6 +18,7 @@ DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent sile
 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
 MATMULS = ("fp32", "bf16", "int8")
+KERNELS = ("auto", "torch", "triton")
 INPUTS = ("raw", "centred", "unit", "whitened")
 TIMES = ("shared", "per_step", "film", "residual")
 _NESTED = (16, 8, 4, 2)  # Matryoshka: the default sizes are d_sae divided by these, and d_sae
@@ -233,6 +234,7 @@ class TrainConfig(_Config):
     groups: tuple[tuple[int, ...], ...] | None = _quiet(None)  # per_step: steps of each dictionary; None = one a step
     across_sites: tuple[str, ...] | None = _quiet(None)  # crosscoder: sites read together with `site`
     across_steps: bool = _quiet(False)  # crosscoder: one code for all chosen steps
+    kernels: str = _quiet("auto")  # sparse products on a GPU: "torch", "triton", or the faster at the start of the run
 
     def __post_init__(self) -> None:
         _require(bool(self.site), "site is empty; name a site of the store.")
@@ -241,6 +243,7 @@ class TrainConfig(_Config):
             f"architecture is {self.architecture!r}; expected one of {', '.join(ARCHITECTURES)}.",
         )
         _require(self.matmul in MATMULS, f"matmul is {self.matmul!r}; expected one of {', '.join(MATMULS)}.")
+        _require(self.kernels in KERNELS, f"kernels is {self.kernels!r}; expected one of {', '.join(KERNELS)}.")
         _require(
             (self.d_sae is None) != (self.expansion is None),
             f"give d_sae or expansion, not both or neither (found d_sae={self.d_sae}, expansion={self.expansion}).",

@@ -30,6 +30,7 @@ denoscope train runs/x --site mid_block --processes 4 --divide features --d-sae 
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
 INPUTS = ("raw", "centred", "unit", "whitened")
 TIMES = ("shared", "per_step", "film", "residual")
+KERNELS = ("auto", "torch", "triton")
 """As in `sae.config`, without importing torch for a help text."""
 
 
@@ -136,6 +137,12 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         help="encoder product; bf16 and int8 choose features coarsely and compute their values exactly: faster where "
         "the processor has instructions for them (int8: most since 2019)",
     )
+    group.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="auto",
+        help="sparse products on a GPU: by PyTorch or Triton; auto: the faster in the first step, kept in run.json",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -186,6 +193,7 @@ def _common(store: ActivationStore, options: argparse.Namespace) -> dict[str, An
         "sparsity": options.sparsity,
         "prefixes": None if options.prefixes is None else tuple(options.prefixes),
         "matmul": options.matmul,
+        "kernels": options.kernels,
         "rows": options.rows,
         "epochs": None if options.rows else options.epochs,
         "batch_size": options.batch_size,

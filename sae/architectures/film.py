@@ -105,10 +105,10 @@ class FilmSAE(TimedSAE):
             result, more = core.step(centred, Aux(dead, core.config.n_aux, core.config.aux_alpha), measure)
             gradients = dict(zip(("encoder", "decoder", "b_enc", "b_dec"), result.gradients.tensors(), strict=True))
             remove_parallel(gradients["decoder"], core.W_dec.detach())
-            by_gain = torch.zeros_like(gain).index_add_(
-                0, row, result.grad_rows * y - weight.square() * result.grad_weight
-            )
-            by_shift = torch.zeros_like(shift).index_add_(0, row, result.grad_rows * core.scale)
+            # (levels, B), 1 where a row has a level: sums by a product, in a fixed order on every device
+            belongs = (row == torch.arange(len(levels), device=row.device).unsqueeze(1)).to(y.dtype)
+            by_gain = belongs @ (result.grad_rows * y - weight.square() * result.grad_weight)
+            by_shift = belongs @ (result.grad_rows * core.scale)
         network = dict(self.network.items())
         found = torch.autograd.grad([gain, shift], list(network.values()), [by_gain, by_shift])
         gradients = {f"0.{name}": t for name, t in {**gradients, **more}.items()}

@@ -132,11 +132,10 @@ def jumprelu_step(
     by_entry = row_dots(code, pull, parameters.decoder).mul_(unit)  # dL/dz, also where z is off
     window = ((near.values - own).abs() < width / 2).to(centred.dtype)
     by_theta = window * (by_entry * own + 2 * weight * excess / (k * n_rows)) / -width
-    grad_theta = torch.zeros_like(theta).index_add_(0, near.indices, by_theta)
 
     grad_code = by_entry * on
     by_feature = ByFeature(near, d_sae)
-    grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, near.indices, grad_code)
+    grad_theta, grad_b_enc = by_feature.sum_entries(by_theta), by_feature.sum_entries(grad_code)
     gradients = Parameters(
         encoder=by_feature.sum_rows(grad_code, centred),
         decoder=by_feature.sum_rows(code.values * unit, pull),

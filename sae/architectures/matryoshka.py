@@ -77,7 +77,7 @@ def nested_step(
         by_feature = ByFeature(shifted, high - low)
         gradients.encoder[own] = by_feature.sum_rows(grad_code, centred)
         gradients.decoder[own] = by_feature.sum_rows(group.values * unit, suffix)
-        gradients.b_enc[own].index_add_(0, shifted.indices, grad_code)
+        gradients.b_enc[own] = by_feature.sum_entries(grad_code)
         if measure.weight is not None:
             through += gather_sum(shifted._replace(values=grad_code), parameters.encoder[own])
     gradients.b_dec.copy_(suffix.sum(0) * unit - parameters.encoder.T @ gradients.b_enc)

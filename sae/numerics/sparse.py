@@ -10,7 +10,8 @@ every row has k of them (`TopKCode`), or as one list ordered by row where rows d
 
 Gathers wait for memory, not for arithmetic: a row of W is read for every entry, and W does not fit the cache next to a
 core. So on a CPU the sums take W in *panels*, blocks of columns that do fit: each is copied once and gathered from
-there, which is half the time for the same sums in the same order.
+there, which is half the time for the same sums in the same order. On a GPU, Triton's kernels may do the same products
+(kernels.py).
 
 Which entries are on is decided in selection.py.
 """
@@ -20,6 +21,8 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sae.numerics.kernels import by_triton
 
 _PANEL_BYTES = 768 * 1024  # what fits beside the lists in the second-level cache of current processors
 _NARROWEST = 16  # columns; narrower panels spend their time on the lists
@@ -65,7 +68,7 @@ class FlatCode(NamedTuple):
     @classmethod
     def from_rows(cls, values: Tensor, indices: Tensor, rows: Tensor, n_rows: int) -> Self:
         """A code from entries whose `rows` (n,) ascend."""
-        counts = torch.bincount(rows, minlength=n_rows)
+        counts = occurrences(rows, n_rows)
         return cls(values, indices, counts.cumsum(0) - counts)
 
     def counts(self) -> Tensor:
@@ -99,31 +102,54 @@ def gather_sum(code: FlatCode, dictionary: Tensor, *, out: Tensor | None = None)
 
 def row_dots(code: FlatCode, rows: Tensor, dictionary: Tensor) -> Tensor:
     """(X W^T) at the code's entries, (n,), for X = rows (B, d). The code's values do not matter. No gradient."""
+    if by_triton():
+        from sae.numerics import triton_dots
+
+        return triton_dots.row_dots(code.indices, code.offsets, rows, dictionary)
     # The kernel that autograd runs for the weights of `embedding_bag`; called by name it needs no forward pass.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         rows.detach(), dictionary.detach(), code.indices, code.offsets, code.rows(), _SUM
     )
 
 
+def occurrences(numbers: Tensor, n: int, on: Tensor | None = None) -> Tensor:
+    """(n,) int64: how often each of 0 ... n - 1 is among `numbers`, counting only those where `on` is True."""
+    if numbers.is_cpu:
+        return torch.bincount(numbers if on is None else numbers[on], minlength=n)
+    # Counted without asking the device for a size, which would wait for it. Integers: any order gives the same.
+    ones = torch.ones_like(numbers) if on is None else on.to(numbers.dtype)
+    return torch.zeros(n, dtype=numbers.dtype, device=numbers.device).index_add_(0, numbers, ones)
+
+
 class ByFeature:
     """The entries of a code sorted by feature, so that sums over rows become contiguous gathers."""
 
     def __init__(self, code: FlatCode, d_sae: int) -> None:
-        self._order = torch.argsort(
-            code.indices, stable=True
-        )  # stable: one summation order, so results are reproducible
-        counts = torch.bincount(code.indices, minlength=d_sae)
+        # Stable: one summation order, so results are reproducible.
+        self._order = torch.argsort(code.indices, stable=True)
+        self._features, self._counts = code.indices, occurrences(code.indices, d_sae)
         # 32 bits: half the traffic of the list that the gather reads.
         self._rows = code.rows()[self._order].to(torch.int32)
-        self._offsets = (counts.cumsum(0) - counts).to(torch.int32)
+        self._offsets = (self._counts.cumsum(0) - self._counts).to(torch.int32)
 
     def sum_rows(self, entries: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Z^T G with Z's (n,) entries and G = rows (B, d): a (d_sae, d) array, `out` if given."""
         return _bag_sum(self._rows, rows, self._offsets, entries[self._order], out)
 
+    def sum_entries(self, entries: Tensor) -> Tensor:
+        """Z^T 1: (d_sae,) sums of Z's (n,) entries."""
+        if entries.is_cpu:
+            return entries.new_zeros(self._counts.numel()).index_add_(0, self._features, entries)
+        # There, index_add_ adds in whatever order its threads come.
+        return torch.segment_reduce(entries[self._order], "sum", lengths=self._counts, unsafe=True)
+
 
 def _bag_sum(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor, out: Tensor | None) -> Tensor:
     """(bags, d): the weighted sum of the rows of `table` (rows, d) that each bag lists."""
+    if by_triton(table, weights):
+        from sae.numerics import triton_sums
+
+        return triton_sums.bag_sum(indices, table, offsets, weights, out)
     width = _panel_width(table)
     if width >= table.shape[1] or (torch.is_grad_enabled() and (table.requires_grad or weights.requires_grad)):
         found = F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)

@@ -35,9 +35,9 @@ from sae.numerics.peers import ALONE, Peers, among_largest
 from sae.numerics.product import chunk_rows_for, row_chunks
 from sae.numerics.scratch import Scratch
 from sae.numerics.selection import top_k
-from sae.numerics.sparse import ByFeature, FlatCode, gather_sum, row_dots
+from sae.numerics.sparse import ByFeature, FlatCode, gather_sum, occurrences, row_dots
 
-_BLOCK = 256  # rows of an elementwise intermediate: it stays in the cache
+_BLOCK = 256  # rows of an elementwise intermediate on a CPU: it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def sparse_step(
 
     grad_code = row_dots(code, pull, decoder).mul_(unit).mul_(code.values > 0)  # ReLU
     by_feature = ByFeature(code, decoder.shape[0])
-    grad_b_enc = torch.zeros_like(parameters.b_enc).index_add_(0, code.indices, grad_code)
+    grad_b_enc = by_feature.sum_entries(grad_code)
     gradients = Parameters(
         encoder=by_feature.sum_rows(grad_code, centred, out=scratch.get("encoder", decoder.shape, decoder)),
         decoder=by_feature.sum_rows(code.values * unit, pull, out=scratch.get("decoder", decoder.shape, decoder)),
@@ -192,7 +192,7 @@ def row_gradients(
 
 def fired(code: FlatCode, d_sae: int) -> Tensor:
     """(d_sae,) int64: rows in which each feature was on."""
-    return torch.bincount(code.indices[code.values > 0], minlength=d_sae)
+    return occurrences(code.indices, d_sae, code.values > 0)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def batch_variance(x: Tensor, peers: Peers = ALONE) -> Tensor:
     floor keeps its gradient finite.
     """
     mean = peers.sum(x.mean(0)) / peers.world  # every process has as many rows
-    parts = [sum_of_squares(rows - mean) for rows in x.split(_BLOCK)]
+    parts = [sum_of_squares(rows - mean) for rows in _blocks(x)]
     return peers.sum(torch.stack(parts).sum()).clamp_min(torch.finfo(x.dtype).tiny)
 
 
@@ -247,10 +247,15 @@ def remove_parallel(gradient: Tensor, decoder: Tensor) -> None:
     """grad_i <- grad_i - <grad_i, d_i> d_i, in place: with unit rows, a gradient along a row only changes its
     length.
     """
-    for g, d in zip(gradient.split(_BLOCK), decoder.split(_BLOCK), strict=True):
+    for g, d in zip(_blocks(gradient), _blocks(decoder), strict=True):
         g.addcmul_(torch.linalg.vecdot(g, d).unsqueeze(1), d, value=-1)
 
 
 def normalise_rows(decoder: Tensor) -> None:
     """d_i <- d_i / ||d_i||, in place; a row of zeros is left as it is."""
     decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny))
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Rows to work on together; a GPU takes all of them, since every operation there has to be started."""
+    return x.split(_BLOCK) if x.is_cpu else (x,)

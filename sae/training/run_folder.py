@@ -1,9 +1,9 @@
 """The folder of a run: whose it is, and whether it is finished.
 
 `run.json` names the run: its configuration, the data, how processes divided the work where there were several, and a
-hash of these. It is written when the run claims the folder, and again, with the hash of the weights, when it is
-finished; so a folder is never taken for another run's, and a finished run is believed only as long as its weights are
-the ones it wrote.
+hash of these; and under "notes" what the run decided for itself and keeps to. It is written when the run claims the
+folder, at each such decision, and, with the hash of the weights, when it is finished; so a folder is never taken for
+another run's, and a finished run is believed only as long as its weights are the ones it wrote.
 """
 
 import logging
@@ -31,6 +31,7 @@ class RunFolder:
         self.path = Path(path)
         self.run = run
         self.run_hash = content_hash(run)
+        self.notes: dict[str, Any] = {}  # what the run decided: JSON values, known after `claim`
         self.checkpoints = CheckpointFolder(self.path / CHECKPOINT_NAME, self.run_hash)
 
     def claim(self, *, resume: bool) -> bool:
@@ -50,23 +51,34 @@ class RunFolder:
                     f"{self.path} holds another run: {_difference(found, self.run)}. Choose another folder, or pass "
                     "resume=False to replace it."
                 )
+            self.notes = found.get("notes", {})
             return self._finished(found)
         if not resume:
             self.checkpoints.clear()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**self.run, "run_hash": self.run_hash})
+        self.notes = {}
+        self._write()
         return False
+
+    def note(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Records a decision of the run, which a later start finds in `notes`; returns it."""
+        self.notes[name] = value
+        self._write()
+        return value
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Records that the weights in the folder are the run's result."""
         write_json(self.path / METRICS_NAME, metrics)
-        weights = file_hash(self.path / WEIGHTS_NAME)
-        write_json(self.path / RUN_NAME, {**self.run, "run_hash": self.run_hash, "weights_sha256": weights})
+        self._write(weights_sha256=file_hash(self.path / WEIGHTS_NAME))
         self.checkpoints.clear()
 
     def metrics(self) -> dict[str, Any]:
         """What `finish` was given."""
         return read_json(self.path / METRICS_NAME)
+
+    def _write(self, **more: str) -> None:
+        notes = {"notes": self.notes} if self.notes else {}
+        write_json(self.path / RUN_NAME, {**self.run, "run_hash": self.run_hash, **notes, **more})
 
     def _finished(self, found: dict[str, Any]) -> bool:
         weights = self.path / WEIGHTS_NAME

@@ -34,6 +34,7 @@ from sae.training.prepare import InitialRows, levels_of, prepare, sae_config, se
 from sae.training.rows import open_rows, same_rows, split_samples, spread_rows
 from sae.training.run_folder import RunFolder
 from sae.training.trainee import Trainee
+from sae.training.upload import Uploads
 
 DIVISIONS = {division.BY: division for division in (Division, FeatureDivision)}
 
@@ -234,13 +235,13 @@ def _read_once(store: ActivationStore, trainees: list[Trainee]) -> None:
     first, position = waiting[0], min(trainee.batch for trainee in waiting)
     device = first.sae.W_dec.device
     share = first.division.share_of_rows(first.config.batch_size, first.division.peers)
-    levels = levels_of(store).to(device)
-    with open_rows(store, first.config, position, *share).tensors() as rows:
+    with (
+        open_rows(store, first.config, position, *share).tensors() as batches,
+        Uploads(batches, levels_of(store), device) as uploads,
+    ):
         while waiting:
             before = time.perf_counter()
-            batch = next(rows)
-            x = batch.x.to(device, non_blocking=True)
-            log_snr = levels[batch.step.to(device)]
+            x, log_snr = uploads.take()
             wait = time.perf_counter() - before
             for trainee in waiting:
                 if trainee.batch == position:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.config import TrainConfig
 from sae.errors import NonFiniteLoss
 from sae.interchange.folder import save_sae
+from sae.numerics.kernels import faster, settled, using
 from sae.training.checkpoint import Checkpoint
 from sae.training.division import Division
 from sae.training.log import LOG_NAME, TrainProgress, Window, truncate_log, write_report
@@ -48,6 +49,7 @@ class Trainee:
         self._adam = Adam(self._tensors, betas=config.betas, eps=config.eps, clip_norm=config.clip_norm)
         self._rows_silent = torch.zeros(self.sae.config.d_sae, dtype=torch.int64, device=self.sae.W_dec.device)
         self._window = Window()
+        self._kernels = settled(config.kernels, self.sae.W_dec.device)
         # Checkpoints fall on reports, so that a resumed run repeats the reports of an unbroken one.
         reports = math.ceil(config.checkpoint_rows / (config.batch_size * config.log_every))
         self._interval = max(1, reports) * config.log_every
@@ -91,7 +93,10 @@ class Trainee:
         """
         config = self.config
         dead = self.dead.nonzero().squeeze(1)
-        result, gradients = self.sae.loss(x, dead, log_snr)
+        if self._kernels is None:
+            self._kernels = self._choose_kernels(x, log_snr, dead)
+        with using(self._kernels):
+            result, gradients = self.sae.loss(x, dead, log_snr)
         sums = self.division.reduce(result, gradients, dead)
         lr = config.peak_lr(self.division.d_sae) * config.lr_factor(self.batch, self.n_batches)
         if not math.isfinite(sums.loss):
@@ -130,6 +135,15 @@ class Trainee:
             self.folder.finish(metrics)
 
         self.division.peers.first(write)
+
+    def _choose_kernels(self, x: Tensor, log_snr: Tensor, dead: Tensor) -> str:
+        """The faster way on this batch, or the choice of the run's first start; the first process decides."""
+        peers = self.division.peers
+        found = peers.first(lambda: self.folder.notes.get("kernels"))
+        if found is None:
+            measured = faster(lambda: self.sae.loss(x, dead, log_snr), x.device)
+            found = peers.first(lambda: self.folder.note("kernels", measured))
+        return str(found["chosen"])
 
     def _report(self, lr: float, norm: float) -> None:
         dead = self.division.count(self.dead)
