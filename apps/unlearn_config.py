@@ -19,7 +19,22 @@ N_PROMPTS = 480
 
 OBJECT_SITE = "unet.up_blocks.0.attentions.1:out"
 STYLE_SITE = "unet.up_blocks.1:out"
-SITES = (OBJECT_SITE, STYLE_SITE)
+CROSS_ATTENTION = {
+    f"cross {name}": f"unet.{path}.transformer_blocks.0.attn2:out"
+    for name, path in {
+        "down 1": "down_blocks.1.attentions.0",
+        "down 2": "down_blocks.2.attentions.0",
+        "mid": "mid_block.attentions.0",
+        "up 0a": "up_blocks.0.attentions.0",
+        "up 0b": "up_blocks.0.attentions.1",
+        "up 1a": "up_blocks.1.attentions.0",
+        "up 1b": "up_blocks.1.attentions.1",
+    }.items()
+}
+"""What every cross-attention of the denoiser adds to its rows, by the name of its dictionary: the only places where a
+prompt enters the picture.
+"""
+SITES = (OBJECT_SITE, STYLE_SITE, *CROSS_ATTENTION.values())
 """Sites that are recorded: those of the dictionaries and of the projections."""
 
 VALIDATION_TARGET, VALIDATION_RETAIN = 16, 24
@@ -35,6 +50,12 @@ def _dictionary(site: str, expansion: int, k: int, lr: float) -> TrainConfig:
 DICTIONARIES: dict[str, TrainConfig] = {
     "attention": _dictionary(OBJECT_SITE, 2, 8, 1.6e-3),
     "block": _dictionary(STYLE_SITE, 1, 8, 2.6e-3),
+    **{
+        name: TrainConfig(
+            site=site, d_sae=512, k=8, rows=600_000, batch_size=2048, lr=4.5e-3, branches=("uncond", "cond")
+        )
+        for name, site in CROSS_ATTENTION.items()
+    },
 }
 """Dictionaries of denoiser sites by name."""
 
@@ -215,6 +236,11 @@ def _features(dictionary: str, counts: tuple[int, ...], multipliers: tuple[float
     )
 
 
+def _across(names: tuple[str, ...], *settings: tuple[int, float]) -> tuple[Features, ...]:
+    """At several sites at once: (features of each site, multiplier)."""
+    return tuple(Features(names, Setting(n_features=n, multiplier=m, relative=False)) for n, m in settings)
+
+
 def _directions(*sites: str) -> tuple[Direction, ...]:
     return tuple(Direction((site,), strength=s) for site in sites for s in (1.0, 2.0, 4.0))
 
@@ -223,6 +249,8 @@ def _esd(factor: str) -> tuple[Tuned, ...]:
     settings = [ESDSetting(iterations=100, lr=lr) for lr in (3e-5, 1e-4, 3e-4)]
     return tuple(Tuned(setting, PHRASES[factor]) for setting in settings)
 
+
+_OBJECT_SITES = ("cross up 0a", "cross up 0b")
 
 CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     "no_edit": {"object": (Plain(),), "style": (Plain(),)},
@@ -238,8 +266,8 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     },
     "esd": {factor: _esd(factor) for factor in PHRASES},
     "saeuron": {
-        "object": _features("attention", (2, 3), (-8.0, -12.0, -20.0)),
-        "style": _features("block", (2, 4, 6), (-1.0, -2.0)),
+        "object": _across(_OBJECT_SITES, (4, -1.0), (4, -2.0), (3, -4.0), (6, -2.0)),
+        "style": _across(tuple(CROSS_ATTENTION), (2, -1.0), (3, -1.0), (4, -1.0), (2, -2.0)),
     },
     "norm_scaled": {
         "object": _features("attention", (2, 3), (-1.0, -3.0)),
