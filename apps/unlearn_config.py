@@ -20,15 +20,15 @@ N_PROMPTS = 480
 OBJECT_SITE = "unet.up_blocks.0.attentions.1:out"
 STYLE_SITE = "unet.up_blocks.1:out"
 CROSS_ATTENTION = {
-    f"cross {name}": f"unet.{path}.transformer_blocks.0.attn2:out"
+    f"cross-{name}": f"unet.{path}.transformer_blocks.0.attn2:out"
     for name, path in {
-        "down 1": "down_blocks.1.attentions.0",
-        "down 2": "down_blocks.2.attentions.0",
+        "down1": "down_blocks.1.attentions.0",
+        "down2": "down_blocks.2.attentions.0",
         "mid": "mid_block.attentions.0",
-        "up 0a": "up_blocks.0.attentions.0",
-        "up 0b": "up_blocks.0.attentions.1",
-        "up 1a": "up_blocks.1.attentions.0",
-        "up 1b": "up_blocks.1.attentions.1",
+        "up0a": "up_blocks.0.attentions.0",
+        "up0b": "up_blocks.0.attentions.1",
+        "up1a": "up_blocks.1.attentions.0",
+        "up1b": "up_blocks.1.attentions.1",
     }.items()
 }
 """What every cross-attention of the denoiser adds to its rows, by the name of its dictionary: the only places where a
@@ -250,7 +250,7 @@ def _esd(factor: str) -> tuple[Tuned, ...]:
     return tuple(Tuned(setting, PHRASES[factor]) for setting in settings)
 
 
-_OBJECT_SITES = ("cross up 0a", "cross up 0b")
+_OBJECT_SITES = ("cross-up0a", "cross-up0b")
 
 CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     "no_edit": {"object": (Plain(),), "style": (Plain(),)},
