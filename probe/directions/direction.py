@@ -252,6 +252,7 @@ class Direction:
         branch: str = "both",
         steps: Sequence[int] | None = None,
         mask: torch.Tensor | None = None,
+        inject: str = "both",
     ) -> Intervention:
         """An edit that adds one of the vectors at the site while a pipeline generates.
 
@@ -259,7 +260,7 @@ class Direction:
             component: which of the k vectors.
             strength: in ``unit``; negative moves the other way.
             unit: ``std``, the vector at length ``scale``; ``raw``, the vector as it is.
-            branch, mask: see ``Intervention``.
+            branch, mask, inject: see ``Intervention``.
             steps: overrides the direction's own.
         """
         vectors, size = self.basis[:, component], self.scales[:, component]
@@ -272,7 +273,7 @@ class Direction:
             timesteps=self.timesteps if self.n_rows > 1 else None,
         )
         chosen = self.steps if steps is None else tuple(steps)
-        return Intervention(self.site, op, steps=chosen, branch=branch, strength=strength, mask=mask)
+        return Intervention(self.site, op, steps=chosen, branch=branch, strength=strength, mask=mask, inject=inject)
 
     def removal(
         self, *, branch: str = "both", steps: Sequence[int] | None = None, mask: torch.Tensor | None = None

@@ -3,7 +3,8 @@
 A point is a noisy sample z at a level, with a condition. ``trajectory`` records those of one generation. Places are
 ``sampler:x_t`` (z itself), ``sampler:eps``, ``sampler:x0`` (the posterior mean), and, where the model is a pipeline,
 any site of its denoiser, such as ``unet.mid_block:out``. With a site h as the source, f(d) = target with h replaced by
-h + d, at d = 0; with z as the source, f(z) = target.
+h + d, at d = 0; with z as the source, f(z) = target. ``added`` reaches one place more, ``unet:prompt``, the text
+embedding (B, tokens, d) that the denoiser is given.
 
 Points and Jacobians are those of the denoiser under its condition; guidance is no part of it (see ``pipeline_eps``).
 """
@@ -125,6 +126,8 @@ def jacobian(model: EpsModel, point: Point, source: str = X_T, target: str = X0,
 
 def site_of(model: PipelineEps, name: str) -> Site:
     """The one site that a name as people type it means."""
+    if Site.parse(name).port == "prompt":
+        return Site(denoiser(model.pipe)[0], "prompt")
     found = resolve_sites(model.pipe, name)
     if len(found) != 1:
         raise InvalidDirection(f"site {name!r} names {len(found)} sites; give one.")
@@ -141,6 +144,9 @@ def added(model: PipelineEps, site: Site, d: torch.Tensor) -> Iterator[None]:
     """Within the block, d (B, ...) is added to a site in every call of the denoiser."""
 
     def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if site.port == "prompt":  # PipelineEps names every argument
+            text = kwargs["encoder_hidden_states"]
+            return args, kwargs | {"encoder_hidden_states": text + d.to(text.dtype)}
         slot = find_input(str(site), args, kwargs)
         return replace_input(slot, slot.tensor + d.to(slot.tensor.dtype), args, kwargs)
 
@@ -149,7 +155,7 @@ def added(model: PipelineEps, site: Site, d: torch.Tensor) -> Iterator[None]:
         return replace_output(slot, slot.tensor + d.to(slot.tensor.dtype), output)
 
     module = site.module(model.pipe)
-    if site.port == "in":
+    if site.port in ("in", "prompt"):
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = module.register_forward_hook(after, with_kwargs=True)
