@@ -101,6 +101,24 @@ def test_settings():
     assert OBJECTS.n_features > STYLES.n_features
 
 
+def test_with_a_margin_features_are_the_concepts_own():
+    """A feature that another concept has nearly as much is left alone, and the next one takes its place."""
+    scores = planted_scores()
+    scores.mu[:, 1, 9] = 20.0  # moon's most active feature, and star's too
+    scores.mu[:, 0, 9] = 12.0
+    made = {}
+    for margin in (0.0, 2.0):
+        setting = Setting(n_features=1, multiplier=-1.0, relative=False, margin=margin)
+        (edit,) = saeuron(scores, "moon", dictionary=dictionary(), site="mid_block", setting=setting)
+        made[margin] = torch.as_tensor(edit.op.features).tolist()
+    assert made[0.0] == [[9], [9], [9]]
+    assert made[2.0] == [[1], [4], [7]]
+    both = saeuron(scores, ["star", "moon"], dictionary=dictionary(), site="mid_block", setting=setting)[0].op
+    assert 9 in torch.as_tensor(both.features)[0].tolist()  # no other concept has it
+    with pytest.raises(InvalidRequest, match="margin"):
+        Setting(margin=-1.0)
+
+
 def test_the_edit_computes_s2_inside_the_model(tiny_pipe):
     d = dictionary()
     base: list[torch.Tensor] = []

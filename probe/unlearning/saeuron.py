@@ -5,13 +5,15 @@ With f_i(x_t) the code of feature i and D_c the prompts of concept c, per denois
 
     (S0)  mu_i(t, D)     mean of f_i over the prompts in D and all tokens, conditional branch
     (S1)  score_i(t, c)  = mu_i(t, D_c) / sum_j mu_j(t, D_c)  -  mu_i(t, D_rest) / sum_j mu_j(t, D_rest)
-          F_c(t)         = the n features with the largest score, selected again at each step
+          F_c(t)         = the n features with the largest positive score, selected again at each step from
+                           those with mu_i(t, D_c) >= m mu_i(t, D_c') for every other concept c'
     (S2)  z_i' = gamma mu_i(t, D_c) z_i   for i in F_c(t) where z_i > mu_i(t, D_all),   else z_i
     (S3)  x' = x + (z' - z) W_dec
 
-gamma < 0. The paper edits both guidance branches, uses n = 1 and gamma = -1 for styles, and searches n and
-gamma for objects on validation prompts (S4; see ``evaluate.search``). Its published code writes back x_hat -
-x with the wrong sign; here an edit that changes nothing is the identity.
+gamma < 0; m = 0 in the paper. With m above 1 a feature that two concepts share is left alone, and so is a site that
+does not know the concept, so that many sites can be edited at once. The paper edits both guidance branches, uses n = 1
+and gamma = -1 for styles, and searches n and gamma for objects on validation prompts (S4; see ``evaluate.search``).
+Its published code writes back x_hat - x with the wrong sign; here an edit that changes nothing is the identity.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class Setting:
         relative: whether gamma is multiplied by the feature's mean, as in (S2); False makes gamma the
             multiplier itself, which does not depend on the scale of the activations.
         steps: steps at which the edit applies; None for all.
+        margin: m of (S1), at least 0.
     """
 
     n_features: int = 1
@@ -66,12 +69,15 @@ class Setting:
     branch: str = "both"
     relative: bool = True
     steps: tuple[int, ...] | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_features, int) or self.n_features < 1:
             raise InvalidRequest(f"saeuron: n_features must be an integer of at least 1, got {self.n_features!r}.")
         if not np.isfinite(self.multiplier):
             raise InvalidRequest(f"saeuron: multiplier must be finite, got {self.multiplier!r}.")
+        if not 0 <= self.margin < np.inf:
+            raise InvalidRequest(f"saeuron: margin must be finite and at least 0, got {self.margin!r}.")
 
 
 STYLES = Setting(n_features=1, multiplier=-1.0)
@@ -159,10 +165,12 @@ def select_features(
         )
     if setting.n_features > d_sae:
         raise InvalidRequest(f"saeuron: {setting.n_features} features were asked of a dictionary with {d_sae}.")
+    others = [i for i, name in enumerate(names) if name not in wanted]
+    rival = setting.margin * mu[:, others].max(1, initial=0.0)
     gains: list[dict[int, float]] = [{} for _ in range(n_steps)]
     for name in wanted:
         own = mu[:, names.index(name)]
-        score = _array(scores.score(name))
+        score = np.where(own >= rival, _array(scores.score(name)), -np.inf)
         for step in range(n_steps):
             # A stable sort: equal scores are taken in the order of the features, on every machine.
             for feature in np.argsort(-score[step], kind="stable")[: setting.n_features].tolist():
