@@ -256,13 +256,17 @@ class _Demo:
         def work() -> dict[str, Any]:
             bundle = FeatureBundle.open(self.run.bundle(name))
             with bar(f"choose a setting for {label}") as progress:
-                edit = unlearning.make_edit(
+                edit = unlearning.choose_edit(
+                    unlearning.DEFAULT_METHOD,
                     factor,
                     label,
-                    settings,
-                    sae=load_sae(self.run.sae(name)),
-                    scores=bundle.scores(factor),
-                    timesteps=[int(t) for t in store.spec.timesteps],
+                    unlearning.saeuron_edits(
+                        label,
+                        settings,
+                        sae=load_sae(self.run.sae(name)),
+                        scores=bundle.scores(factor),
+                        timesteps=[int(t) for t in store.spec.timesteps],
+                    ),
                     pipe=self.pipe,
                     judge=self.judge,
                     sampling=self.sampling,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sae import Dictionary
 
 DOMAINS = ("object", "style")
+DEFAULT_METHOD = "saeuron"
 SCORED_SEED, VALIDATION_SEED = 2_000_000, 1_000_000
 """First seeds of the two grids; stores count from 0."""
 
@@ -54,23 +55,30 @@ class Edit:
     """An unlearning edit and what it was made with.
 
     Attributes:
+        method: its name.
         factor: the target's factor.
         label: the target.
-        setting: hyper-parameters.
+        setting: name of the setting.
         interventions: the edit.
         tried: what the search on validation found, best first; empty without a search.
     """
 
+    method: str
     factor: str
     label: str
-    setting: Setting
+    setting: str
     interventions: tuple[Intervention, ...]
     tried: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
-        """Folder name: ``object-star``."""
-        return f"{self.factor}-{self.label}"
+        """Folder name (``edit_name``)."""
+        return edit_name(self.method, self.factor, self.label)
+
+
+def edit_name(method: str, factor: str, label: str) -> str:
+    """Folder name of an edit: ``object-star``, or ``uce-object-star`` for another method than the default."""
+    return ("" if method == DEFAULT_METHOD else f"{method}-") + f"{factor}-{label}"
 
 
 def scored_grid(n_seeds: int, *, objects: Sequence[str] = (), styles: Sequence[str] = ()) -> PromptGrid:
@@ -115,42 +123,49 @@ def validation_grid(
     return PromptGrid(prompts, tuple(range(VALIDATION_SEED, VALIDATION_SEED + len(prompts))), labels)
 
 
-def make_edit(
+def saeuron_edits(
+    label: str, settings: Sequence[Setting], *, sae: Dictionary, scores: ConceptScores, timesteps: Sequence[int]
+) -> dict[str, tuple[Intervention, ...]]:
+    """SAeUron's edit of a concept for each setting, by the setting's name."""
+    from probe.unlearning import saeuron
+
+    return {
+        setting_text(setting): saeuron(
+            scores, label, dictionary=sae, site=sae.config.site, setting=setting, timesteps=timesteps
+        )
+        for setting in settings
+    }
+
+
+def choose_edit(
+    method: str,
     factor: str,
     label: str,
-    settings: Sequence[Setting],
+    candidates: Mapping[str, tuple[Intervention, ...]],
     *,
-    sae: Dictionary,
-    scores: ConceptScores,
-    timesteps: Sequence[int],
     pipe: DiffusionPipeline,
     judge: Judge,
     sampling: Sampling,
     validation: PromptGrid,
     progress: Progress | None = None,
 ) -> Edit:
-    """The edit of a target, with the setting that is best on the validation grid (mean of clean UA, IRA and CRA).
+    """The edit of a target that is best on the validation grid (mean of clean UA, IRA and CRA).
 
-    A single setting is taken as it is, without generating anything.
+    A single candidate is taken as it is, without generating anything.
     """
-    from probe.unlearning import saeuron, search
+    from probe.unlearning import search
 
-    if not settings:
+    if not candidates:
         raise InvalidOption(f"unlearn: there is no setting to try for {factor} {label!r}.")
-    by_name = {setting_text(setting): setting for setting in settings}
-    edits = {
-        name: saeuron(scores, label, dictionary=sae, site=sae.config.site, setting=setting, timesteps=timesteps)
-        for name, setting in by_name.items()
-    }
-    if len(edits) == 1:
-        name = next(iter(edits))
-        return Edit(factor, label, by_name[name], edits[name])
+    if len(candidates) == 1:
+        name = next(iter(candidates))
+        return Edit(method, factor, label, name, candidates[name])
     found = search(
         pipe,
         judge,  # pyright: ignore[reportArgumentType]
         validation,
         (factor, label),
-        edits,
+        candidates,
         progress=progress,
         **asdict(sampling),
     )
@@ -160,17 +175,23 @@ def make_edit(
         for c in found
     ]
     best = found[0].name
-    return Edit(factor, label, by_name[best], edits[best], tried)
+    return Edit(method, factor, label, best, candidates[best], tried)
 
 
 def baseline_images(
-    run: Run, pipe: DiffusionPipeline, grid: PromptGrid, sampling: Sampling, *, progress: Progress | None = None
+    run: Run,
+    pipe: DiffusionPipeline,
+    grid: PromptGrid,
+    sampling: Sampling,
+    *,
+    name: str = "baseline",
+    progress: Progress | None = None,
 ) -> np.ndarray:
-    """The unedited images of a grid, from the run folder if they are there, uint8 (N, H, W, 3)."""
+    """The unedited images of a grid, from the run folder if they are there under this name, uint8 (N, H, W, 3)."""
     from probe.model import fingerprint, generate
     from probe.model.fingerprint import fingerprint_hash
 
-    folder = run.new("unlearn", "baseline")
+    folder = run.new("unlearn", name)
     key = key_hash(
         {"model": fingerprint_hash(fingerprint(pipe)), "grid": grid_record(grid), "sampling": asdict(sampling)}
     )
@@ -216,13 +237,14 @@ def run_edit(
     for i in shown:
         save_png(folder / f"{i:06d}.png", images[i])
     recipe = run.new("recipes", edit.name)
-    _remove_recipe(recipe)
-    about = {"target": [edit.factor, edit.label], "setting": setting_text(edit.setting), "method": "saeuron"}
+    remove_recipe(recipe)
+    about = {"target": [edit.factor, edit.label], "setting": edit.setting, "method": edit.method}
     Recipe.of(pipe, edit.interventions, about).save(recipe)
     return {
         "factor": edit.factor,
         "label": edit.label,
-        "setting": setting_text(edit.setting),
+        "method": edit.method,
+        "setting": edit.setting,
         "site": " + ".join(dict.fromkeys(str(item.where) for item in edit.interventions)),
         "tried": list(edit.tried),
         "judged": {name: list(values) for name, values in judged.labels.items()},
@@ -317,7 +339,8 @@ def setting_text(setting: Setting) -> str:
     features = f"{setting.n_features} feature" + ("s" if setting.n_features > 1 else "")
     gain = f"gamma {setting.multiplier:g}" if setting.relative else f"multiplier {setting.multiplier:g}"
     steps = "" if setting.steps is None else f", steps {min(setting.steps)}-{max(setting.steps)}"
-    return f"{features}, {gain}, {setting.branch}{steps}"
+    margin = f", margin {setting.margin:g}" if setting.margin else ""
+    return f"{features}, {gain}, {setting.branch}{steps}{margin}"
 
 
 def setting_grid(base: Setting, n_features: Sequence[int], multipliers: Sequence[float]) -> list[Setting]:
@@ -325,7 +348,7 @@ def setting_grid(base: Setting, n_features: Sequence[int], multipliers: Sequence
     return [replace(base, n_features=n, multiplier=m) for n in n_features for m in multipliers]
 
 
-def _remove_recipe(folder: Path) -> None:
+def remove_recipe(folder: Path) -> None:
     """Remove a recipe of an earlier setting; the JSON first, without which the folder holds no recipe."""
     for name in ("recipe.json", "recipe.safetensors"):
         (folder / name).unlink(missing_ok=True)

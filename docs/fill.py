@@ -9,7 +9,9 @@ A document marks what is filled, in comments that Markdown does not show:
     <!-- /table -->
 
 A value is a dotted path and a format; a table is a dotted path to a list and, for each column, its title, the key in
-a row and a format. Text between the marks is replaced. ``--check`` changes nothing and fails if anything differs.
+a row and a format. A list in a path may be followed by conditions, ``rows[part=average][factor=object]``, which keep
+the rows where the key has the value; ``rows[method=uce].0.ua`` is a value of the first. Text between the marks
+is replaced. ``--check`` changes nothing and fails if anything differs.
 """
 
 import argparse
@@ -24,9 +26,15 @@ _VALUE = re.compile(r"(<!-- value (\S+) (\S+) (\S*) ?-->)(.*?)(<!-- /value -->)"
 _TABLE = re.compile(r"(<!-- table (\S+) (\S+) \|(.*?)-->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
 
+_CONDITION = re.compile(r"\[([^=\]]+)=([^\]]*)\]")
+
+
 def _look_up(tree: Any, path: str) -> Any:
     for part in path.split("."):
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+        name = part.partition("[")[0]
+        tree = tree[int(name)] if isinstance(tree, list) else tree[name]
+        for key, wanted in _CONDITION.findall(part):
+            tree = [row for row in tree if str(row.get(key)) == wanted]
     return tree
 
 

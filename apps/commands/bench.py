@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from apps.commands import bench_unlearn
 from apps.commands._options import Commands, add_command, load_model, new_file, positive
 
 _EXAMPLE = """
@@ -12,6 +13,9 @@ denoscope bench canvas --n 1000 --out canvas.json --sheet canvas.png
 denoscope bench canvas --quick --out quick.json
 denoscope bench sae --out sae.json --work runs/bench-sae
 denoscope bench sae --quick --out quick.json
+denoscope bench directions --out directions.json --work runs/bench-directions
+denoscope bench unlearn --out unlearn.json --workers 2 --retain-seeds 1
+denoscope bench unlearn --out part.json --targets star neon --methods saeuron uce --dry-run
 """
 QUICK_N = 96
 
@@ -27,11 +31,15 @@ def add_parser(commands: Commands) -> None:
         "judge, whose own ceilings on real renders and on autoencoder reconstructions stand beside every score. "
         "sae: what do dictionaries of canvas know? Trained on renders whose factors and object masks are exact, they "
         "are compared with PCA, random directions and neurons: concepts found, overlap with the object, false "
-        "discoveries, stability over seeds, and what the model draws with a dictionary in place.",
+        "discoveries, stability over seeds, and what the model draws with a dictionary in place. "
+        "directions: every direction finder is asked for four concepts of canvas: how well its vectors read them, what "
+        "adding them does to images, false discoveries with shuffled labels and random directions, and the cost. "
+        "unlearn: what does each method forget, what does it break, what does it cost, and does the concept come back "
+        "under attack? Every object and style in turn, settings chosen on images apart from those that are scored.",
         example=_EXAMPLE,
         resumable=True,
     )
-    parser.add_argument("what", choices=("canvas", "sae"), help="what to measure")
+    parser.add_argument("what", choices=("canvas", "sae", "directions", "unlearn"), help="what to measure")
     parser.add_argument("--n", type=positive, default=1000, help="canvas: prompts; half as many for the held-out pairs")
     parser.add_argument("--quick", action="store_true", help="a small version, within two minutes on two slow cores")
     parser.add_argument(
@@ -44,14 +52,17 @@ def add_parser(commands: Commands) -> None:
         "--sheet", type=Path, help="canvas: also draw every object in every style, beside renders, as a PNG"
     )
     parser.add_argument(
-        "--work", type=Path, help="sae: run folder for renders, store and dictionaries (default: OUT without its .json)"
+        "--work",
+        type=Path,
+        help="sae, directions, unlearn: run folder for what is done already (default: OUT without its .json)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    bench_unlearn.add_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and write."""
-    {"canvas": _canvas, "sae": _sae}[options.what](options)
+    {"canvas": _canvas, "sae": _sae, "directions": _directions, "unlearn": bench_unlearn.run}[options.what](options)
 
 
 def _canvas(options: argparse.Namespace) -> None:
@@ -90,4 +101,22 @@ def _sae(options: argparse.Namespace) -> None:
     measured = bench_sae(pipe, judge, QUICK if options.quick else BenchConfig(), work, print, device=options.device)
     measured.write(out)
     print(recovery_table(measured.rows))
+    print(f"\n{out} ({clock})")
+
+
+def _directions(options: argparse.Namespace) -> None:
+    from apps.bench_directions import QUICK, DirectionsConfig, bench_directions, directions_table
+    from apps.judging import shipped_judge
+    from apps.progress import Clock
+
+    out = new_file(options.out, force=options.force)
+    judge = shipped_judge()
+    options.model = "canvas"
+    pipe = load_model(options)
+    clock = Clock()
+    work = options.work or out.with_suffix("")
+    config = QUICK if options.quick else DirectionsConfig()
+    measured = bench_directions(pipe, judge, config, work, print, device=options.device)
+    measured.write(out)
+    print(directions_table(measured.rows))
     print(f"\n{out} ({clock})")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apps.commands._options import Commands, add_command, add_model, load_model, new_file, positive, steps_range
-
-if TYPE_CHECKING:
-    from apps.runs import Run
-    from probe.unlearning import Setting
 
 _EXAMPLE = """
 denoscope unlearn --run runs/x --object star --style neon
 denoscope unlearn --run runs/x --object star --n-features 1 2 5 --multiplier -1 -5 -20
+denoscope unlearn --run runs/x --object star --method uce
 denoscope unlearn --run runs/x --all --out unlearning.json
 """
 
@@ -26,11 +23,10 @@ def add_parser(commands: Commands) -> None:
         "unlearn",
         run,
         summary="unlearn objects and styles, and score it",
-        about="Push the features of a concept down while canvas generates (SAeUron), draw every object in every "
-        "style with "
-        "the same seeds as the unedited model, and print what was forgotten (UA), what survived (IRA, CRA), the "
-        "share of "
-        "wrecked images and the change elsewhere. Several settings are compared on validation prompts and seeds first.",
+        about="Push the features of a concept down while canvas generates (SAeUron), or edit by another method, draw "
+        "every object in every style with the same seeds as the unedited model, and print what was forgotten (UA), "
+        "what survived (IRA, CRA), the share of wrecked images and the change elsewhere. Several settings are compared "
+        "on validation prompts and seeds first.",
         example=_EXAMPLE,
         resumable=True,
     )
@@ -43,6 +39,11 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--style", dest="styles", action="append", default=[], help="style to unlearn; may be repeated")
     parser.add_argument("--all", action="store_true", help="every object and every style in turn")
+    parser.add_argument(
+        "--method",
+        default="saeuron",
+        help="unlearning method, as in denoscope bench unlearn; some need no dictionary",
+    )
     parser.add_argument("--sae", help="dictionary to use (default: the run's only one)")
     parser.add_argument(
         "--n-features", type=positive, nargs="+", help="features pushed at each step (default: 1; objects 10)"
@@ -68,11 +69,13 @@ def run(options: argparse.Namespace) -> None:
     from apps.measurement import Measurement
     from apps.progress import Clock
     from apps.runs import Run
+    from apps.unlearn_run import needs_dictionary, unlearn_targets
     from probe.model import model_name
 
     targets = chosen_targets(options)
     target_run = Run.open(options.run_folder)
-    target_run.sae(options.sae)
+    if needs_dictionary(options.method):
+        target_run.sae(options.sae)
     out = new_file(options.out or target_run.folder / "unlearn.json", force=options.force or options.out is None)
     judge = shipped_judge()
     pipe = load_model(options)
@@ -105,92 +108,6 @@ def chosen_targets(options: argparse.Namespace) -> list[tuple[str, str]]:
     if not targets:
         raise InvalidOption("unlearn: nothing to unlearn; give --object NAME, --style NAME or --all.")
     return list(dict.fromkeys(targets))
-
-
-def unlearn_targets(
-    options: argparse.Namespace, target_run: Run, targets: list[tuple[str, str]], pipe: Any, judge: Any
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows and ratios over all targets; each target is a stage, so an interrupted run goes on."""
-    from dataclasses import asdict
-
-    from activations_store import ActivationStore
-    from apps import unlearning
-    from apps.checks import check_dictionary, check_model
-    from apps.commands.features import bundle_of
-    from apps.errors import InvalidOption
-    from apps.progress import bar
-    from apps.stages import Stages, file_hash
-    from sae import load_sae
-
-    folder = target_run.sae(options.sae)
-    name = next(key for key, path in target_run.saes().items() if path == folder)
-    store = ActivationStore.open(target_run.store)
-    sae = load_sae(folder)
-    check_dictionary(sae, folder, store)
-    check_model(pipe, store.fingerprint, store.path)
-    bundle = bundle_of(target_run, name, store)
-    if "guidance" not in store.plan:
-        raise InvalidOption(
-            f"unlearn: {str(store.path)!r} was collected from real images, so it does not say how the model draws; "
-            "collect from prompts."
-        )
-    # The store may hold fewer steps than its generations had.
-    sampling = unlearning.Sampling(int(store.plan["steps"]), float(store.plan["guidance"]), options.batch_size)
-    grid = unlearning.scored_grid(options.seeds)
-    seen = set(grid.prompts) | set(store.samples.column("prompt").to_pylist())
-    with bar("unedited") as progress:
-        before = unlearning.baseline_images(target_run, pipe, grid, sampling, progress=progress)
-    baseline = unlearning.judge_baseline(judge, before)
-    stages = Stages(target_run, print, len(targets))
-    records = []
-    for factor, label in targets:
-        settings = settings_of(options, factor)
-        key = {
-            "dictionary": file_hash(folder / "sae_weights.safetensors"),
-            "store": store.hashes,
-            "grid": unlearning.grid_record(grid),
-            "settings": [asdict(setting) for setting in settings],
-            "sampling": asdict(sampling),
-            "target": [factor, label],
-        }
-
-        def work(factor: str = factor, label: str = label, settings: list = settings) -> dict[str, Any]:
-            with bar(f"choose a setting for {label}") as progress:
-                edit = unlearning.make_edit(
-                    factor,
-                    label,
-                    settings,
-                    sae=sae,
-                    scores=bundle.scores(factor),
-                    timesteps=[int(t) for t in store.spec.timesteps],
-                    pipe=pipe,
-                    judge=judge,
-                    sampling=sampling,
-                    validation=unlearning.validation_grid(factor, label, n_target=12, n_retain=36, exclude=seen),
-                    progress=progress,
-                )
-            with bar(f"without {label}") as progress:
-                shown = unlearning.shown_rows(grid, factor, label, 10)
-                return unlearning.run_edit(
-                    target_run, edit, pipe, judge, grid, before, sampling, shown=shown, progress=progress
-                )
-
-        title = f"unlearn {factor} {label}"
-        outputs = [target_run.new("recipes", f"{factor}-{label}") / "recipe.json"]
-        records.append(stages.do(f"unlearn-{factor}-{label}", title, key, work, outputs=outputs))
-    return unlearning.result_rows(grid, records, baseline)
-
-
-def settings_of(options: argparse.Namespace, factor: str) -> list[Setting]:
-    """The settings to try for a factor: the paper's, or those of the options."""
-    from dataclasses import replace
-
-    from apps.unlearning import setting_grid
-    from probe.unlearning import OBJECTS, STYLES
-
-    paper = OBJECTS if factor == "object" else STYLES
-    base = replace(paper, branch=options.branch, relative=not options.plain, steps=options.edit_steps)
-    return setting_grid(base, options.n_features or [base.n_features], options.multiplier or [base.multiplier])
 
 
 def scores_table(rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,160 @@
+"""``denoscope bench unlearn``: every method on every target, with what each costs and how far it can be trusted.
+
+UnlearnCanvas's protocol (``probe.unlearning.protocol``) on a planted world. For each method and target: choose a
+setting on validation images, draw the test images, score them, and let attacks try to bring the target back. Stages
+that are done are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from apps.bench_unlearn_pool import run_jobs
+from apps.bench_unlearn_prepare import Bench, UnlearnBench, prepare
+from apps.bench_unlearn_tables import frontier_rows, ratios_of, target_rows
+from apps.bench_unlearn_target import scores_of, validation_objective
+from apps.bench_unlearn_world import rows_for
+from apps.measurement import Measurement, write_json
+from apps.progress import bar
+from apps.stages import Say
+from apps.unlearn_methods import method
+
+Records = dict[tuple[str, str, str], dict[str, Any]]
+"""What a stage left, by (method, factor, label)."""
+_CONTROL = "random_direction"
+
+
+def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -> Measurement:
+    """Run everything that is not done yet in the work folder.
+
+    Args:
+        config: what is measured.
+        say: takes lines for people.
+        workers: processes.
+    """
+    bench = Bench(config)
+    write_json(config.work / "bench.json", {"name": "bench.unlearn", "last_config": config_record(config)})
+    prepare(bench)
+    say(f"{len(bench.baseline_images)} unedited images, {len(bench.reference_images)} of them again at other seeds")
+    records: Records = {}
+
+    def run(what: str, names: Sequence[str]) -> Records:
+        jobs = [
+            (what, name, *target)
+            for name in names
+            for target in config.targets
+            if config.settings(method(name), *target)
+        ]
+        with bar(what, "stage") as progress:
+            found = run_jobs(bench, jobs, workers, progress)
+        return {job[1:]: result for job, result in zip(jobs, found, strict=True)}
+
+    records |= run("score", [name for name in config.methods if name != _CONTROL])
+    bench.best_sae |= best_sae(records)
+    for factor, name in bench.best_sae.items():
+        say(f"best feature edit for {factor}s on validation images: {name}")
+    if _CONTROL in config.methods:
+        records |= run("score", [_CONTROL])
+    attacked = run("attack", config.methods) if config.attacks else {}
+    return _measurement(bench, records, attacked)
+
+
+def best_sae(records: Records) -> dict[str, str]:
+    """For each factor, the feature method that is best on the validation images of all targets it ran on."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (name, factor, _), record in records.items():
+        if method(name).kind == "sae":
+            found.setdefault(factor, {}).setdefault(name, []).append(record)
+    return {
+        factor: max(by_name, key=lambda name, by_name=by_name: validation_objective(by_name[name]))
+        for factor, by_name in found.items()
+    }
+
+
+def _measurement(bench: Bench, records: Records, attacked: Records) -> Measurement:
+    config = bench.config
+    scores = {key: scores_of(bench, record) for key, record in records.items()}
+    rows = target_rows(records, attacked, scores, config.retain_seeds) + frontier_rows(records)
+    about = config_record(config) | {"best_sae": bench.best_sae, "model_hash": bench.model_hash}
+    return Measurement("bench.unlearn", rows, ratios_of(rows, bench.best_sae), config=about)
+
+
+def config_record(config: UnlearnBench) -> dict[str, Any]:
+    """The configuration as JSON values, without the place where it ran."""
+    return {key: value for key, value in asdict(config).items() if key != "work"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How much a benchmark is, before it runs.
+
+    Attributes:
+        stages: (method, target) pairs.
+        validation_images: drawn to choose settings.
+        test_images: drawn with edits.
+        unedited_images: drawn once, with those that are recorded.
+        trained: settings of a method that is fitted by training on the model's own samples.
+    """
+
+    stages: int
+    validation_images: int
+    test_images: int
+    unedited_images: int
+    trained: int
+
+    @property
+    def images(self) -> int:
+        """All of them."""
+        return self.validation_images + self.test_images + self.unedited_images
+
+    def text(self, seconds_each: float | None, workers: int) -> str:
+        """For people; with hours if the time of an image on one thread is known."""
+        lines = [
+            f"{self.stages} stages: {self.images:,} images ({self.unedited_images:,} unedited, "
+            f"{self.validation_images:,} to choose settings, {self.test_images:,} to score)"
+        ]
+        if seconds_each is not None:
+            hours = self.images * seconds_each / workers / 3600
+            lines.append(
+                f"about {hours:.1f} hours of drawing with {workers} process{'es' if workers > 1 else ''} at "
+                f"{seconds_each:.2f} s an image; training and attacks come on top"
+            )
+        return "\n".join(lines)
+
+
+def estimate(bench: Bench) -> Estimate:
+    """Counts what a run of everything would draw."""
+    config, test = bench.config, bench.world.test
+    stages = validated = drawn = trained = 0
+    for name in config.methods:
+        m = method(name)
+        for target in config.targets:
+            settings = config.settings(m, *target)
+            if not settings:
+                continue
+            stages += 1
+            if len(settings) > 1 or m.kind == "sae":
+                validated += len(settings) * sum(config.validation)
+            if name != "no_edit":
+                drawn += len(rows_for(test, *target, config.retain_seeds)) + config.batch_size
+            trained += len(settings) if name == "esd" else 0
+    unedited = len(bench.drawn) + len(bench.dealt) + (config.n_recorded if config.dictionary_names() else 0)
+    return Estimate(stages, validated, drawn, unedited, trained)
+
+
+def quick(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration cut down to a few minutes on two slow cores."""
+    return dict(config) | {
+        "methods": ("no_edit", "random_direction", "uce", "saeuron"),
+        "targets": (("object", "star"), ("style", "mosaic")),
+        "n_seeds": 2,
+        "retain_seeds": 1,
+        "n_recorded": 96,
+        "validation": (8, 12),
+        "max_settings": 2,
+        "train_rows": 200_000,
+        "attacks": tuple(name for name in config.get("attacks", ()) if name == "paraphrase"),
+        "attack_images": 5,
+    }

@@ -1,0 +1,110 @@
+"""Options and work of ``denoscope bench unlearn``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apps.commands._options import positive
+
+if TYPE_CHECKING:
+    from apps.bench_unlearn_prepare import Bench, UnlearnBench
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that only this benchmark has."""
+    group = parser.add_argument_group("unlearn")
+    group.add_argument("--methods", nargs="+", metavar="NAME", help="methods to measure (default: all)")
+    group.add_argument(
+        "--targets", nargs="+", metavar="NAME", default=[], help="concepts to unlearn, such as star (default: all)"
+    )
+    group.add_argument("--workers", type=positive, default=1, help="processes, one thread each; as many as cores")
+    group.add_argument("--seeds", type=positive, default=5, help="seeds of each object in each style")
+    group.add_argument(
+        "--retain-seeds",
+        type=positive,
+        help="of these, how many are drawn for prompts that do not ask for the target: the same means, wider intervals "
+        "(default: all, the protocol)",
+    )
+    group.add_argument("--attacks", nargs="*", metavar="NAME", help="attacks on every edit (default: all; none after)")
+    group.add_argument("--attack-images", type=positive, default=10, help="images of each attack on each target")
+    group.add_argument("--dry-run", action="store_true", help="say how much there is to do, and end")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Estimate, measure, write the JSON file with a table and a figure beside it."""
+    from apps.bench_unlearn import bench_unlearn, estimate
+    from apps.bench_unlearn_figure import frontier_svg
+    from apps.bench_unlearn_prepare import Bench
+    from apps.bench_unlearn_tables import markdown_table, scores_table
+    from apps.commands._options import new_file
+    from apps.progress import Clock
+
+    out = new_file(options.out, force=options.force)
+    config = config_of(options)
+    bench = Bench(config)
+    print(estimate(bench).text(_seconds_each(bench), options.workers))
+    if options.dry_run:
+        return
+    clock = Clock()
+    measured = bench_unlearn(config, workers=options.workers)
+    measured.write(out)
+    out.with_suffix(".svg").write_text(frontier_svg(list(measured.rows)), encoding="utf-8")
+    out.with_suffix(".md").write_text(markdown_table(measured.rows), encoding="utf-8")
+    print(scores_table(list(measured.rows)))
+    print(f"\n{out}, with .md and .svg beside it ({clock})")
+
+
+def config_of(options: argparse.Namespace) -> UnlearnBench:
+    """The benchmark that the options ask for.
+
+    Raises:
+        apps.errors.UnknownName, probe.errors.UnknownConcept: a method, an attack or a target is not known.
+    """
+    from apps.bench_unlearn import quick
+    from apps.bench_unlearn_prepare import Bench, UnlearnBench
+    from apps.bench_unlearn_world import chosen_targets
+    from apps.errors import UnknownName
+    from apps.unlearn_methods import METHODS
+    from probe.unlearning.attacks import ATTACKS
+
+    attacks = tuple(ATTACKS) if options.attacks is None else tuple(options.attacks)
+    for name in attacks:
+        if name not in ATTACKS:
+            raise UnknownName(f"there is no attack {name!r}; expected one of {', '.join(ATTACKS)}.")
+    given = {
+        "work": options.work or Path(options.out).with_suffix(""),
+        "methods": tuple(options.methods or METHODS),
+        "targets": (("object", "star"),),
+        "n_seeds": options.seeds,
+        "retain_seeds": options.retain_seeds or options.seeds,
+        "attacks": attacks,
+        "attack_images": options.attack_images,
+        "batch_size": options.batch_size,
+    }
+    world = Bench(UnlearnBench(**given)).world
+    given["targets"] = tuple(chosen_targets(world, options.targets))
+    return UnlearnBench(**(quick(given) if options.quick else given))
+
+
+def _seconds_each(bench: Bench) -> float:
+    """CPU seconds of an image on one thread, from a batch of them."""
+    import time
+
+    import torch
+
+    from probe.model import generate
+
+    test, sampling = bench.world.test, bench.world.sampling
+    rows = test.select(range(min(8, len(test))))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        settings = {"steps": sampling.steps, "guidance": sampling.guidance, "batch_size": sampling.batch_size}
+        generate(bench.pipe, rows.prompts[:1], rows.seeds[:1], **settings)  # the first call of a process is slow
+        start = time.process_time()
+        generate(bench.pipe, rows.prompts, rows.seeds, **settings)
+        return (time.process_time() - start) / len(rows)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,239 @@
+"""``denoscope bench unlearn``: splits that do not meet, dealt seeds, stages that go on, the protocol's numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from apps import unlearn_config
+from apps.bench_unlearn import Bench, bench_unlearn, best_sae, estimate
+from apps.bench_unlearn_figure import frontier_svg
+from apps.bench_unlearn_pool import run_jobs
+from apps.bench_unlearn_prepare import UnlearnBench, prepare
+from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table
+from apps.bench_unlearn_target import spread_rows
+from apps.bench_unlearn_world import CanvasWorld, chosen_targets, dealt_rows, reference_grid, rows_for
+from apps.errors import InvalidOption, ProcessesFailed, UnknownName
+from apps.unlearn_config import CANDIDATES, Features, Rewrite
+from apps.unlearn_methods import METHODS, method
+from apps.unlearning import Sampling
+from probe.errors import UnknownConcept
+from probe.unlearning import PromptGrid, Setting, evaluate
+from sae import TrainConfig
+
+SAMPLING = Sampling(10, 2.0)
+SMALL = {
+    "objects": ("star", "moon"),
+    "styles": ("flat", "neon", "clay"),
+    "n_seeds": 2,
+    "retain_seeds": 1,
+    "validation": (2, 2),
+    "n_recorded": 16,
+    "n_boot": 50,
+}
+
+
+def nothing(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+# Splits
+
+
+def test_test_validation_and_recorded_images_share_nothing():
+    world = CanvasWorld(SAMPLING, unlearn_config.N_PROMPTS)
+    test, recorded = world.test, world.recorded
+    assert len(test) == 12 * 10 * 5
+    assert not set(recorded.prompts) & set(test.prompts)
+    other = reference_grid(test)
+    assert other.prompts == test.prompts and not set(other.seeds) & set(test.seeds)
+    used = set(test.seeds) | set(other.seeds) | set(range(len(recorded.prompts)))
+    for factor, label in (("object", "star"), ("object", "boat"), ("style", "clay")):
+        tried = world.validation(factor, label, 16, 24)
+        assert Counter(value == label for value in tried.labels[factor]) == {True: 16, False: 24}
+        assert not set(tried.prompts) & (set(test.prompts) | set(recorded.prompts))
+        assert not set(tried.seeds) & used
+
+
+def test_dealt_seeds_are_used_equally():
+    test = CanvasWorld(SAMPLING, 16).test
+    rows = dealt_rows(test, 1)
+    dealt = test.select(rows)
+    assert len(rows) == 120 and set(Counter(zip(*dealt.labels.values(), strict=True)).values()) == {1}
+    assert set(Counter(dealt.seeds).values()) == {24}
+    by_object = Counter(zip(dealt.labels["object"], dealt.seeds, strict=True))
+    assert set(by_object.values()) == {2}  # ten styles, five seeds
+    by_style = Counter(zip(dealt.labels["style"], dealt.seeds, strict=True))
+    assert set(by_style.values()) <= {2, 3}  # twelve objects
+    assert len(dealt_rows(test, 3)) == 360 and list(dealt_rows(test, 5)) == list(range(600))
+    own = test.select(rows_for(test, "style", "neon", 1))
+    assert Counter(own.labels["style"])["neon"] == 60 and len(own) == 60 + 108
+    shown = [test.select([i]) for i in spread_rows(test, "object", "star", 10)]
+    assert {g.labels["object"][0] for g in shown} == {"star"} and len({g.seeds[0] for g in shown}) == 5
+    assert len({g.labels["style"][0] for g in shown}) >= 7
+
+
+# Registry
+
+
+def test_methods_and_their_settings():
+    assert set(CANDIDATES) == set(METHODS)
+    for name, by_factor in CANDIDATES.items():
+        for settings in by_factor.values():
+            names = [setting.name for setting in settings]
+            assert len(set(names)) == len(names) and all(isinstance(s, METHODS[name].takes) for s in settings)
+            assert all(used in unlearn_config.DICTIONARIES for s in settings for used in s.uses if name != "deactivate")
+    assert Features(("a", "b"), Setting(2, -3.0, relative=False)).name == "a + b, 2 features, multiplier -3, both"
+    guides = {s.guide for s in METHODS["uce"].settings("style", "flat") if isinstance(s, Rewrite)}
+    assert guides and "flat" not in guides
+    with pytest.raises(UnknownName, match="'magic'.*saeuron"):
+        method("magic")
+
+
+def test_bad_requests_are_refused(tmp_path):
+    with pytest.raises(InvalidOption, match="random_direction is the control"):
+        UnlearnBench(tmp_path, ("random_direction", "uce"), (("object", "star"),))
+    with pytest.raises(InvalidOption, match="retain_seeds must be 1 to 5"):
+        UnlearnBench(tmp_path, ("uce",), (("object", "star"),), retain_seeds=6)
+    world = CanvasWorld(SAMPLING, 16)
+    assert chosen_targets(world, ["star", "style:neon"]) == [("object", "star"), ("style", "neon")]
+    assert len(chosen_targets(world, [])) == 22
+    with pytest.raises(UnknownConcept, match="'dragon' names 0"):
+        chosen_targets(world, ["dragon"])
+
+
+# The benchmark
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> UnlearnBench:
+    work = tmp_path_factory.mktemp("bench")
+    return UnlearnBench(work, ("no_edit", "uce"), (("object", "star"),), max_settings=2, **SMALL)
+
+
+def test_a_killed_process_is_told_and_the_rest_goes_on(config: UnlearnBench):
+    bench = Bench(config)
+    prepare(bench)
+    first = run_jobs(bench, [("score", "no_edit", "object", "star")], 1, nothing)
+    stage = bench.run.stage("score-no_edit-object-star")
+    before = stage.stat().st_mtime_ns
+
+    def kill() -> None:
+        while not (children := active_children()):
+            time.sleep(0.01)
+        os.kill(children[0].pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    jobs = [("score", name, "object", "star") for name in config.methods]
+    with pytest.raises(ProcessesFailed, match="start the same command again"):
+        run_jobs(bench, jobs, 2, nothing)
+    killer.join()
+    again = run_jobs(bench, jobs, 1, nothing)
+    assert again[0] == first[0] and stage.stat().st_mtime_ns == before
+    assert again[1]["method"] == "uce" and len(again[1]["tried"]) == 2
+
+
+def test_numbers_are_the_protocols(config: UnlearnBench):
+    bench = Bench(config)
+    measured = bench_unlearn(config, lambda line: None)
+    row = next(r for r in measured.rows if r["part"] == "target" and r["method"] == "uce")
+    rows = rows_for(bench.world.test, "object", "star", 1)
+    edits = {("object", "star"): bench.recipe("uce", "object", "star").interventions}
+    sampling = {"steps": 10, "guidance": 2.0, "batch_size": 16}
+    images = bench.baseline_images[np.searchsorted(bench.drawn, rows)]
+    direct = evaluate(
+        bench.pipe,
+        bench.world.judge,
+        bench.world.test.select(rows),
+        edits,
+        baseline_images=images,
+        n_boot=50,
+        **sampling,
+    ).results["object", "star"]
+    for score in ("ua", "ira", "cra", "cra_retain", "artifacts", "ua_clean", "change_retain"):
+        assert row[score] == pytest.approx(direct.scores[score].value), score
+        assert row[f"{score}_low"] <= row[score] <= row[f"{score}_high"]
+    assert row["n_images"] == len(rows) == 6 + 3 and row["retain_seeds"] == 1
+    assert row["evaluations"] == row["plain_evaluations"] == 20 and row["seconds_ratio"] > 0
+    control = next(r for r in measured.rows if r["part"] == "target" and r["method"] == "no_edit")
+    assert control["change_retain"] == control["change_target"] == 0 and control["ua"] == 0
+    assert control["mmd"] == control["mmd_unedited"] == row["mmd_unedited"]
+    assert measured.ratios["uce_object_ua"] == row["ua"] and "object_ua" not in measured.ratios
+    assert estimate(bench).stages == 2 and estimate(bench).validation_images == 8
+    assert "object: uce" in scores_table(measured.rows) and "| uce |" in markdown_table(measured.rows)
+    assert len(ElementTree.fromstring(frontier_svg(measured.rows)).findall(".//{*}polyline")) == 1
+
+
+@pytest.mark.slow
+def test_features_their_control_and_an_attack(config: UnlearnBench, monkeypatch):
+    site = "unet.mid_block:out"
+    small = TrainConfig(site=site, expansion=1, k=8, rows=4096, batch_size=512)
+    monkeypatch.setattr(unlearn_config, "SITES", (site,))
+    monkeypatch.setattr(unlearn_config, "DICTIONARIES", {"mid": small})
+    settings = tuple(Features(("mid",), Setting(n, -5.0, relative=False)) for n in (1, 3))
+    monkeypatch.setitem(CANDIDATES, "saeuron", {"object": settings, "style": settings})
+    config = replace(
+        config, methods=("saeuron", "random_direction"), attacks=("paraphrase",), attack_images=2, n_boot=0
+    )
+    measured = bench_unlearn(config, lambda line: None)
+    found = {r["method"]: r for r in measured.rows if r["part"] == "target"}
+    assert measured.config["best_sae"] == {"object": "saeuron"}
+    assert measured.ratios["object_ua"] == found["saeuron"]["ua"]
+    assert found["random_direction"]["site"] == site and found["random_direction"]["change_retain"] > 0
+    assert 0 <= found["saeuron"]["ua_after_paraphrase"] <= 1 and found["saeuron"]["ua_worst"] <= 1
+    assert sum(r["part"] == "setting" for r in measured.rows) == 2
+    # Another edit of the best method is another control.
+    bench = Bench(config, {"object": "saeuron"})
+    said = bench.run.stage("score-random_direction-object-star").read_text()
+    monkeypatch.setitem(CANDIDATES, "saeuron", {"object": settings[:1], "style": ()})
+    run_jobs(bench, [("score", "saeuron", "object", "star")], 1, nothing)
+    run_jobs(bench, [("score", "random_direction", "object", "star")], 1, nothing)
+    assert bench.run.stage("score-random_direction-object-star").read_text() != said
+
+
+# Tables
+
+
+def test_the_best_feature_method_is_chosen_on_validation():
+    def record(objective: float, test_hit: bool) -> dict:
+        return {"tried": [{"objective": objective}], "judged": {"object": ["star" if test_hit else "moon"]}}
+
+    records = {
+        ("saeuron", "object", "star"): record(0.9, True),
+        ("saeuron", "object", "moon"): record(0.5, True),
+        ("norm_scaled", "object", "star"): record(0.8, False),
+        ("norm_scaled", "object", "moon"): record(0.7, False),
+        ("uce", "object", "star"): record(1.0, False),
+    }
+    assert best_sae(records) == {"object": "norm_scaled"}
+
+
+def test_ratios_are_averages_of_the_named_methods():
+    scores = {"ua": 0.9, "ira": 0.8, "cra": 0.7, "artifacts": 0.1, "mean": 0.8}
+    rows = [
+        {"part": "average", "method": name, "factor": "style", **{k: v - shift for k, v in scores.items()}}
+        for name, shift in (("saeuron", 0.0), ("esd", 0.1), ("lda", 0.2))
+    ]
+    found = ratios_of([*rows, {"part": "target", "method": "saeuron", "factor": "style"}], {"style": "saeuron"})
+    assert found["style_ua"] == 0.9 and found["esd_style_ira"] == pytest.approx(0.7)
+    assert {key.split("_")[0] for key in found} == {"style", "esd"}
+
+
+def test_a_grid_that_is_no_product_is_dealt_too():
+    grid = PromptGrid(("a", "b"), (5, 6), {"object": ("x", "y"), "style": ("s", "s")})
+    assert len(dealt_rows(grid, 2)) == 2
+
+
+def test_the_work_folder_is_a_run(config: UnlearnBench):
+    assert Path(config.work, "stages").is_dir() and Bench(config).run.recipes()
