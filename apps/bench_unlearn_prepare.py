@@ -21,6 +21,7 @@ from apps.errors import InvalidOption
 from apps.progress import bar
 from apps.runs import Run
 from apps.stages import file_hash
+from apps.text_dictionary import caption_variants, text_dictionary
 from apps.unlearn_methods import KINDS, METHODS, Edits, Learned, Method, method
 
 if TYPE_CHECKING:
@@ -286,9 +287,15 @@ def _record(bench: Bench) -> ActivationStore:
 def _train(bench: Bench, store: ActivationStore, name: str) -> None:
     from sae import load_sae, score_concepts, train
 
-    folder = bench.run.new("sae", bench.folder_name(name))
+    folder, config = bench.run.new("sae", bench.folder_name(name)), bench.config.train_config(name)
     with bar(f"train {name}", "step") as progress:
-        train(store, bench.config.train_config(name), folder, progress=lambda at: progress(at.batch, at.n_batches))
+        if config.site in unlearn_config.TEXT.values():
+            texts, rows = caption_variants(bench.world.recorded), bench.run.folder / "text" / bench.folder_name(name)
+            store = text_dictionary(
+                bench.pipe, config, texts, rows, folder, progress=lambda at: progress(at.batch, at.n_batches)
+            ).store
+        else:
+            train(store, config, folder, progress=lambda at: progress(at.batch, at.n_batches))
     out = bench.scores_folder(name)
     if not all((out / factor / "scores.json").is_file() for factor in unlearning.DOMAINS):
         for factor, scores in score_concepts(load_sae(folder), store, list(unlearning.DOMAINS)).items():

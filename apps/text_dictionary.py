@@ -30,7 +30,8 @@ def text_dictionary(
     pipe: Pipeline,
     config: TrainConfig,
     prompts: LabelledPrompts,
-    folder: Path,
+    rows: Path,
+    out: Path,
     *,
     progress: Callable[[TrainProgress], None] | None = None,
 ) -> TextDictionary:
@@ -40,18 +41,20 @@ def text_dictionary(
         pipe: the pipeline.
         config: of the dictionary; its site is the output of a module of the text encoder.
         prompts: labelled texts.
-        folder: gets ``rows`` (a store) and ``sae`` (the dictionary).
+        rows: folder of the store of rows.
+        out: folder of the dictionary.
         progress: of the training.
 
     Raises:
         probe.errors.UnknownSite, InvalidRequest: the site is none of a text encoder.
-        sae.errors.RunMismatch: the folder holds a dictionary of another configuration or other prompts.
+        activations_store.errors.PlanMismatch, sae.errors.RunMismatch: a folder holds rows of other prompts, or a
+            dictionary of another configuration.
     """
     from probe.unlearning.text_rows import text_store
     from sae import train
 
-    store = text_store(pipe, [config.site], prompts.prompts, folder / "rows", labels=prompts.labels)
-    return TextDictionary(train(store, config, folder / "sae", progress=progress).sae, store)
+    store = text_store(pipe, [config.site], prompts.prompts, rows, labels=prompts.labels)
+    return TextDictionary(train(store, config, out, progress=progress).sae, store)
 
 
 def caption_variants(captions: LabelledPrompts, *, seed: int = 0) -> LabelledPrompts:

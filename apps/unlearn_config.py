@@ -34,6 +34,11 @@ CROSS_ATTENTION = {
 """What every cross-attention of the denoiser adds to its rows, by the name of its dictionary: the only places where a
 prompt enters the picture.
 """
+TEXT = {
+    "text-layer0": "text_encoder.encoder.layers.0:out",
+    "text-final": "text_encoder.final_layer_norm:out",
+}
+"""Layers of the text encoder with a dictionary."""
 SITES = (OBJECT_SITE, STYLE_SITE, *CROSS_ATTENTION.values())
 """Sites that are recorded: those of the dictionaries and of the projections."""
 
@@ -56,8 +61,12 @@ DICTIONARIES: dict[str, TrainConfig] = {
         )
         for name, site in CROSS_ATTENTION.items()
     },
+    **{
+        name: TrainConfig(site=site, d_sae=256, k=4, rows=600_000, batch_size=2048, lr=6.4e-3, branches=("cond",))
+        for name, site in TEXT.items()
+    },
 }
-"""Dictionaries of denoiser sites by name."""
+"""Dictionaries by name. Those of the text encoder learn from captions, all others from recorded activations."""
 
 PHRASES = {"object": "a {}", "style": "a thing in {} style"}
 """How a prompt says a concept, its label in the place of the braces."""
@@ -181,7 +190,7 @@ class TextSteering(Candidate):
     """Concept Steerers at a layer of the text encoder.
 
     Attributes:
-        dictionary: a name in ``TEXT_DICTIONARIES``.
+        dictionary: a name in ``DICTIONARIES``.
         phrase: the concept's prompt, with the label in the place of the braces.
         strength: lambda; negative removes.
         branch: ``opposite`` in the paper.
@@ -202,7 +211,7 @@ class TextFeatures(Candidate):
     """Interpret-then-Deactivate at a layer of the text encoder.
 
     Attributes:
-        dictionary: a name in ``TEXT_DICTIONARIES``.
+        dictionary: a name in ``DICTIONARIES``.
         phrase: of the erased and the retained prompts, with a label in the place of the braces.
         n_features: the strongest features of a prompt that count as its own.
         multiplier: gamma.
@@ -237,8 +246,8 @@ def _features(dictionary: str, counts: tuple[int, ...], multipliers: tuple[float
 
 
 def _across(names: tuple[str, ...], *settings: tuple[int, float]) -> tuple[Features, ...]:
-    """At several sites at once: (features of each site, multiplier)."""
-    return tuple(Features(names, Setting(n_features=n, multiplier=m, relative=False)) for n, m in settings)
+    """At several sites at once: (features of each site, multiplier), only features that are the concept's own."""
+    return tuple(Features(names, Setting(n_features=n, multiplier=m, relative=False, margin=2.0)) for n, m in settings)
 
 
 def _directions(*sites: str) -> tuple[Direction, ...]:
@@ -266,8 +275,8 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     },
     "esd": {factor: _esd(factor) for factor in PHRASES},
     "saeuron": {
-        "object": _across(_OBJECT_SITES, (4, -1.0), (4, -2.0), (3, -4.0), (6, -2.0)),
-        "style": _across(tuple(CROSS_ATTENTION), (2, -1.0), (3, -1.0), (4, -1.0), (2, -2.0)),
+        "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
+        "style": _across(tuple(CROSS_ATTENTION), (8, -1.0), (8, -1.5), (8, -2.5)),
     },
     "norm_scaled": {
         "object": _features("attention", (2, 3), (-1.0, -3.0)),

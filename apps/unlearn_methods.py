@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apps.errors import InvalidOption, UnknownName
 from apps.unlearn_config import (
     CANDIDATES,
+    TEXT,
     Candidate,
     Direction,
     Features,
@@ -199,13 +200,14 @@ def _feature_edit(name: str) -> Fit:
         edits: Edits = ()
         for used in setting.dictionaries:
             dictionary = learned.dictionary(used)
+            in_text = dictionary.config.site in TEXT.values()  # text has no steps
             edits += make(
                 learned.scores(used, factor),
                 label,
                 dictionary=dictionary,
                 site=dictionary.config.site,
                 setting=setting.setting,
-                timesteps=learned.timesteps,
+                timesteps=None if in_text else learned.timesteps,
             )
         return edits
 

@@ -74,7 +74,7 @@ def test_a_word_s_features_are_found_and_edited(pipe: Any, tmp_path: Path) -> No
     from sae import TrainConfig, score_concepts
 
     config = TrainConfig(site=f"{SITE}:out", d_sae=64, k=4, rows=60_000, batch_size=256, holdout=0.0, lr=3e-3)
-    made = text_dictionary(pipe, config, PROMPTS, tmp_path)
+    made = text_dictionary(pipe, config, PROMPTS, tmp_path / "rows", tmp_path / "sae")
     scores = score_concepts(made.sae, made.store, "object")
     edits = saeuron(
         scores, "star", dictionary=made.sae, site=SITE, setting=Setting(2, -1.0, branch="cond", relative=False)
