@@ -292,8 +292,7 @@ class _Demo:
 
     def steer(self, store: ActivationStore, bundles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Push the best feature of a concept up and down, and a random direction of the same length."""
-        from apps.steering import direction_op
-        from probe.interventions import Intervention
+        from apps.steering import feature_push
         from probe.model import generate
         from sae import FeatureBundle, load_sae
 
@@ -322,14 +321,14 @@ class _Demo:
         def work() -> dict[str, Any]:
             stats = FeatureBundle.open(self.run.bundle(name)).stats(feature)
             sae, unit = load_sae(self.run.sae(name)), float(stats["p99"])
+            push = feature_push(sae, [feature], [unit] if unit else None)
             strengths = sorted(config.steer_strengths)
             images: dict[tuple[bool, float], np.ndarray] = {}
             runs = [(control, s) for control in (False, True) for s in strengths if s]
             with bar(f"steer feature {feature}") as progress:
                 total, done = (1 + len(runs)) * len(seeds), 0
                 for control, strength in [(False, 0.0), *runs]:
-                    op = direction_op(sae, feature, unit or None, control=control)
-                    edit = Intervention(site, op, branch=config.steer_branch, strength=strength)
+                    edit = push.edit(strength, branch=config.steer_branch, control=feature if control else None)
                     images[control, strength] = generate(
                         self.pipe,
                         prompts.prompts,

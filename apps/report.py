@@ -183,6 +183,7 @@ def line_chart(
     y_label: str,
     bands: Sequence[tuple[Sequence[float], Sequence[float]] | None] = (),
     y_max: float | None = None,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> str:
     """Lines over a common axis, from 0 upwards, with optional bands of uncertainty.
 
@@ -192,6 +193,7 @@ def line_chart(
         x_label, y_label: what the axes are.
         bands: for each line (low, high) or None.
         y_max: top of the axis; the largest value if None.
+        marks: (position, name) of dashed lines across the chart.
     """
     if len(x) < 2 or any(len(values) != len(x) for _, values in series):
         raise InvalidOption("line_chart: every line needs one value for each of at least two positions.")
@@ -213,6 +215,11 @@ def line_chart(
     for position in (low, (low + high) / 2, high):
         px = at(position, 0).split(",")[0]
         shapes.append(f'<text x="{px}" y="{height - bottom + 16}" text-anchor="middle">{position:.4g}</text>')
+    for i, (position, name) in enumerate(marks):
+        px, v = at(position, 0).split(",")[0], top + 10 + 14 * i
+        shapes.append(f'<line x1="{px}" x2="{px}" y1="{top}" y2="{height - bottom}" stroke="currentColor" '
+                      'stroke-dasharray="4 4" opacity=".6"/>')  # fmt: skip
+        shapes.append(f'<text x="{px}" dx="4" y="{v}">{escape(name)}</text>')
     for i, (name, values) in enumerate(series):
         colour, band = colours[i % len(colours)], bands[i] if i < len(bands) else None
         if band is not None:

@@ -130,31 +130,34 @@ def test_a_dry_run_says_the_size_and_writes_nothing(
     assert not out.exists()
 
 
-def test_steer_writes_a_sheet(run: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steer_pushes_features_of_a_run(
+    run: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from apps.images import read_image
     from sae import FeatureBundle
 
     bundle = FeatureBundle.open(run / "bundle" / "mid_block")
     feature = max(range(bundle.n_features), key=lambda f: bundle.stats(f)["density"])
-    out = tmp_path / "sheet.png"
+    out = tmp_path / "sweep"
     arguments = ["steer", "--sae", run / "sae" / "mid_block", "--feature", feature, "--strengths", "-2", "2"]
-    arguments += ["--prompt", "a red star", "--seeds", "0", "--control", "--model", tiny_folder, "--side", "32"]
+    arguments += ["--prompt", "a red star", "--seeds", "0", "--model", tiny_folder, "--side", "32"]
     assert main([str(a) for a in [*arguments, "--out", out]]) == 0
-    assert "6 images" in capsys.readouterr().out  # unedited, down, up; and the same for the control
-    assert read_image(out).shape[0] > 64
-    assert "exists already" in complaint(capsys, *arguments, "--out", out)
+    assert "= 5 images" in capsys.readouterr().out  # unedited, down, up, and the random control down and up
+    assert read_image(out / "grid.png").shape[0] > 64
+    other = [*arguments, "--seeds", "1", "--out", out]
+    assert "another sweep" in complaint(capsys, *other)
 
 
 def test_generate_applies_a_recipe(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from apps.images import read_image
-    from apps.steering import direction_op
-    from probe.interventions import Intervention, Recipe
+    from apps.steering import feature_push
+    from probe.interventions import Recipe
     from probe.model import load_pipeline
     from sae import load_sae
 
     pipe = load_pipeline(tiny_folder)
-    op = direction_op(load_sae(run / "sae" / "mid_block"), 0, None)
-    recipe = Recipe.of(pipe, [Intervention(SITE, op, strength=50.0)]).save(tmp_path / "recipe")
+    push = feature_push(load_sae(run / "sae" / "mid_block"), [0], None)
+    recipe = Recipe.of(pipe, [push.edit(50.0)]).save(tmp_path / "recipe")
     shapes = []
     for extra in ([], ["--recipe", recipe]):
         out = tmp_path / f"{len(shapes)}.png"

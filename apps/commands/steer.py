@@ -1,21 +1,20 @@
-"""``denoscope steer``: one feature up and down, the same seeds, one sheet."""
+"""``denoscope steer``: features or a direction up and down, beside the unedited model and a random control."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from apps.commands._options import Commands, add_command, add_sampling, load_model, new_file, positive, steps_range
+from apps.commands._options import Commands, add_command, add_sampling, load_model, positive, steps_range
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from sae import Dictionary
+    from apps.steering import Push
 
 _EXAMPLE = """
-denoscope steer --sae runs/x/sae/up_blocks.1 --feature 12 --strengths -8 -4 0 4 8 \\
-    --prompt "a red star on dark background in neon style" --out feature12.png
+denoscope steer --sae runs/demo/sae/up_blocks.1 --concept colour=red --out runs/steer-red
+denoscope steer --sae runs/demo/sae/up_blocks.1 --feature 12 --prompt "a red star in neon style" --out runs/steer-12
+denoscope steer --direction runs/demo/directions/lda-style-mosaic --strengths -4 -2 2 4 8 --out runs/steer-mosaic
 """
 
 
@@ -25,128 +24,166 @@ def add_parser(commands: Commands) -> None:
         commands,
         "steer",
         run,
-        summary="push one feature up and down",
-        about="Add a feature's direction while the model generates, at several strengths with the same seeds, "
-        "into one sheet "
-        "with the unedited images. With the canvas model the judge's reading stands under every image.",
+        summary="push features or a direction up and down, and measure what it does",
+        about="Add a feature's or a direction's vector while the model generates, at several strengths with the same "
+        "seeds, always beside the unedited images and a random push of equal norm. OUT holds a sheet (grid.png), a "
+        "page with dose-response curves (page.html), the numbers (steer.json), all images, and a recipe at the "
+        "strength from which more does not help. What canvas draws is read by its judge; of other models the change "
+        "of pixels is told. How to choose feature, steps and strength: docs/steering.md.",
         example=_EXAMPLE,
+        resumable=True,
     )
-    parser.add_argument("--sae", type=Path, required=True, help="folder of the dictionary")
-    parser.add_argument("--feature", type=int, required=True, help="number of the feature")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sae", type=Path, help="folder of a dictionary")
+    what.add_argument("--direction", type=Path, help="or: folder of a direction, as denoscope directions saves it")
     parser.add_argument(
-        "--strengths", type=float, nargs="+", default=[-4.0, -2.0, 0.0, 2.0, 4.0], help="0 is the unedited model"
+        "--feature", type=int, nargs="+", help="features that are pushed together (default: the concept's best one)"
+    )
+    parser.add_argument("--component", type=int, default=0, help="which vector of the direction")
+    parser.add_argument("--concept", type=concept, help="FACTOR=LABEL that is steered, such as colour=red")
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=[-4.0, -2.0, -1.0, 1.0, 2.0, 4.0], help="in units; 0 is implied"
     )
     parser.add_argument(
         "--unit",
-        default="p99",
-        choices=("p99", "raw"),
-        help="what strength 1 is: the feature's 99th percentile (from the bundle), or a code of 1",
+        choices=("p99", "std", "raw"),
+        help="what strength 1 is: a feature's 99th percentile (features' default), the site's standard deviation along "
+        "a direction (directions' default), or the vector as it is",
     )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of each prompt")
+    parser.add_argument("--prompts", help="or: canvas:N, or a .txt, .csv or .jsonl file")
+    parser.add_argument(
+        "--n-prompts", type=positive, default=8, help="without prompts: captions of canvas with and without the concept"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3_000_000, 3_000_001], help="seeds of each prompt")
     parser.add_argument(
         "--branch", default="both", choices=("both", "cond", "uncond", "opposite"), help="guidance branches"
     )
     parser.add_argument("--edit-steps", type=steps_range, help="steps to edit, such as 0-9 (default: all)")
-    parser.add_argument(
-        "--control", action="store_true", help="also a random direction of equal length, below each row"
-    )
-    parser.add_argument("--model", help="the model (default: the one that the dictionary was trained on)")
+    parser.add_argument("--model", help="the model (default: the one that the dictionary was trained on, else canvas)")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     add_sampling(parser)
-    parser.add_argument("--side", type=positive, default=128, help="pixels of an image in the sheet")
-    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--n-shown", type=positive, default=3, help="prompts of each kind in the sheet")
+    parser.add_argument("--side", type=positive, default=96, help="pixels of an image in the sheet")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="draw the unedited images only, and say how long the rest takes"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; a sweep in it goes on")
+    parser.add_argument("--force", action="store_true", help="replace another sweep in OUT")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generate every cell and lay the sheet out."""
-    from apps.checks import check_model, fingerprint_of, model_of
-    from apps.errors import InvalidOption
-    from apps.images import labelled_grid, save_png
-    from apps.judging import judge_of, read_outs
-    from sae import load_sae
-    from sae.errors import UnknownConcept
+    """Draw the sweep, judge it, write what was found."""
+    from apps.judging import judge_of
+    from apps.steer_results import steer, target_of
+    from apps.steer_sweep import Sweep
+    from probe.model import generation_defaults
 
-    out = new_file(options.out, force=options.force)
-    if not options.prompt:
-        raise InvalidOption("steer: there is no prompt; give --prompt TEXT.")
-    sae = load_sae(options.sae)
-    if not 0 <= options.feature < sae.d_sae:
-        raise UnknownConcept(f"steer: {str(options.sae)!r} has features 0 to {sae.d_sae - 1}, not {options.feature}.")
-    unit = feature_unit(options.sae, options.feature) if options.unit == "p99" else None
-    options.model = options.model or model_of(sae) or "canvas"
+    push, inferred = push_of(options)
+    options.model = options.model or "canvas"
     pipe = load_model(options)
-    made_with = fingerprint_of(sae)
-    if made_with is not None:
-        check_model(pipe, made_with, options.sae)
-    strengths = sorted({*options.strengths, 0.0})
+    _check_model(options, pipe)
     judge = judge_of(pipe)
-    rows, labels, captions = [], [], []
-    for prompt in options.prompt:
-        for seed in options.seeds:
-            for control in (False, True) if options.control else (False,):
-                images = steer_images(pipe, sae, options, prompt, seed, strengths, unit, control=control)
-                rows.append(list(images))
-                labels.append(f"{'random direction' if control else prompt}, seed {seed}")
-                captions.append(read_outs(judge(images)) if judge is not None else [])
-    columns = [f"{s:+g} {options.unit}" if s else "unedited" for s in strengths]
-    title = f"feature {options.feature} at {sae.config.site}, branch {options.branch}"
-    sheet = labelled_grid(
-        rows, row_labels=labels, column_labels=columns, captions=captions, side=options.side, title=title
+    target = target_of(options.concept, inferred, judge)
+    prompts = prompts_of(options, target)
+    grid = [(prompt, seed) for prompt in prompts for seed in options.seeds]
+    defaults = generation_defaults(pipe)
+    sweep = Sweep(
+        push,
+        tuple(prompt for prompt, _ in grid),
+        tuple(seed for _, seed in grid),
+        tuple(sorted({*options.strengths} - {0.0})),
+        branch=options.branch,
+        edit_steps=options.edit_steps,
+        steps=defaults.steps if options.steps is None else options.steps,
+        guidance=defaults.guidance if options.guidance is None else options.guidance,
+        batch_size=options.batch_size,
     )
-    save_png(out, sheet)
-    size = f", 1 p99 = {unit:.4g}" if unit is not None else ""
-    print(f"{sum(map(len, rows))} images in {out} ({title}{size})")
+    steer(
+        sweep,
+        pipe,
+        judge,
+        target,
+        options.out,
+        dry_run=options.dry_run,
+        force=options.force,
+        n_shown=options.n_shown,
+        side=options.side,
+    )
 
 
-def feature_unit(folder: Path, feature: int) -> float:
-    """The feature's 99th percentile, from the bundle of its run.
+def concept(text: str) -> tuple[str, str]:
+    """``colour=red`` as (factor, label)."""
+    factor, equals, label = text.partition("=")
+    if not (factor and equals and label):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FACTOR=LABEL, such as colour=red")
+    return factor, label
+
+
+def push_of(options: argparse.Namespace) -> tuple[Push, tuple[str, str] | None]:
+    """What the options push, and the concept that a direction was fitted for.
 
     Raises:
-        apps.errors.UnknownName: there is no bundle. apps.errors.InvalidOption: the feature was never on.
+        InvalidOption: options that do not fit together.
     """
     from apps.errors import InvalidOption
-    from apps.runs import run_of
-    from sae import FeatureBundle
+    from apps.steering import best_feature, direction_push, feature_push, feature_units
 
-    owner, name = run_of(folder)
-    p99 = float(FeatureBundle.open(owner.bundle(name)).stats(feature)["p99"])
-    if not p99 > 0:
-        raise InvalidOption(f"steer: feature {feature} was never on in the store, so it has no p99; use --unit raw.")
-    return p99
+    if options.direction is not None:
+        from probe.directions import load_direction
+
+        if options.feature or options.unit == "p99":
+            raise InvalidOption("steer: --feature and --unit p99 belong to --sae; a direction has --component and std.")
+        found = load_direction(options.direction)
+        about = found.provenance.get("parameters", {})
+        known = about.get("factor") and about.get("positive")
+        push = direction_push(found, options.component, options.unit or "std")
+        return push, (about["factor"], about["positive"]) if known else None
+    from apps.checks import model_of
+    from sae import load_sae
+
+    if options.unit == "std":
+        raise InvalidOption("steer: --unit std belongs to --direction; features have p99 and raw.")
+    sae = load_sae(options.sae)
+    options.model = options.model or model_of(sae)
+    features = options.feature
+    if not features:
+        if options.concept is None:
+            raise InvalidOption("steer: say what is pushed: --feature N, or --concept FACTOR=LABEL for its best one.")
+        features = [best_feature(options.sae, *options.concept)]
+    units = None if options.unit == "raw" else feature_units(options.sae, features)
+    return feature_push(sae, features, units), None
 
 
-def steer_images(
-    pipe: Any,
-    sae: Dictionary,
-    options: argparse.Namespace,
-    prompt: str,
-    seed: int,
-    strengths: list[float],
-    unit: float | None,
-    *,
-    control: bool,
-) -> np.ndarray:
-    """One row of the sheet: the same prompt and seed at every strength, uint8 (n, H, W, 3)."""
-    import numpy as np
+def prompts_of(options: argparse.Namespace, target: tuple[str, str] | None) -> list[str]:
+    """The prompts: those given, or captions of canvas, half of which ask for the concept.
 
-    from apps.steering import direction_op
-    from probe.interventions import Intervention
-    from probe.model import generate
+    Raises:
+        InvalidOption: there are none, and no concept of canvas to make them for.
+    """
+    from apps.errors import InvalidOption
+    from apps.prompts import balanced, prompts_from
 
-    op = direction_op(sae, options.feature, unit, control=control)
-    cells = []
-    for strength in strengths:
-        edit = Intervention(sae.config.site, op, steps=options.edit_steps, branch=options.branch, strength=strength)
-        cells.append(
-            generate(
-                pipe,
-                [prompt],
-                [seed],
-                steps=options.steps,
-                guidance=options.guidance,
-                interventions=[edit] if strength else (),
-            )[0]
-        )
-    return np.stack(cells)
+    prompts = list(options.prompt)
+    if options.prompts:
+        prompts += prompts_from(options.prompts).prompts
+    if prompts:
+        return list(dict.fromkeys(prompts))
+    if target is None:
+        raise InvalidOption("steer: there is no prompt; give --prompt TEXT or --prompts FILE.")
+    from probe.canvas import FACTORS
+
+    factor, label = target
+    others = tuple(value for value in FACTORS[factor] if value != label)
+    n = options.n_prompts
+    without = balanced(n, seed=2, within={factor: others})
+    return [*without.prompts, *balanced(n, seed=3, within={factor: (label,)}).prompts]
+
+
+def _check_model(options: argparse.Namespace, pipe: object) -> None:
+    from apps.checks import check_model, fingerprint_of
+    from sae import load_sae
+
+    made_with = fingerprint_of(load_sae(options.sae)) if options.sae is not None else None
+    if made_with is not None:
+        check_model(pipe, made_with, options.sae)  # pyright: ignore[reportArgumentType]
