@@ -1,4 +1,4 @@
-"""One training step by each contestant, on the same rows: what `benchmarks.sae_step` times.
+"""One training step by each contestant, on the same rows and their device: what `benchmarks.sae_step` times.
 
 A step is loss, gradients, optimiser and whatever the library does after each update (unit decoder rows, counters), on
 a batch that is already in memory. Libraries run through their own trainer where it takes a batch; sparsify's wants a
@@ -6,6 +6,9 @@ language model, so its `SparseCoder` is stepped by the calls of its trainer, wit
 
 The limits do only what no exact training step can avoid: the encoder's product with all rows, and the same with the
 product of the weight gradient of a dense step.
+
+On CUDA every library runs as it does there by itself: sparsify with its fused encoder, its Triton decoder and the
+bfloat16 that it switches on; ours with PyTorch's and with Triton's sparse products.
 """
 
 import warnings
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sae import SAEConfig, TopKSAE
+from sae.numerics.kernels import available, using
 from sae.training.optimiser import Adam
 
 LR = 3e-4
@@ -35,16 +39,17 @@ class Shape(NamedTuple):
 Step = Callable[[Tensor], Any]
 
 
-def ours(shape: Shape, rows: Tensor, matmul: str) -> Step:
+def ours(shape: Shape, rows: Tensor, matmul: str, kernels: str = "torch") -> Step:
     """This package's step."""
     config = SAEConfig(shape.d_in, shape.d_sae, shape.k, dead_after=DEAD_AFTER, matmul=matmul)
-    sae = TopKSAE(config, seed=0)
+    sae = TopKSAE(config, seed=0).to(rows.device)
     sae.initialise(rows)
     adam = Adam(sae.trained_tensors(), betas=(0.9, 0.999), eps=6.25e-10, clip_norm=1.0)
-    silent = torch.zeros(shape.d_sae, dtype=torch.int64)
+    silent = torch.zeros(shape.d_sae, dtype=torch.int64, device=rows.device)
 
     def step(x: Tensor) -> None:
-        result, gradients = sae.loss(x, (silent >= DEAD_AFTER).nonzero().squeeze(1))
+        with using(kernels):
+            result, gradients = sae.loss(x, (silent >= DEAD_AFTER).nonzero().squeeze(1))
         adam.update(gradients, LR)
         sae.after_update()
         silent.add_(x.shape[0])
@@ -59,10 +64,12 @@ def saelens(shape: Shape, rows: Tensor) -> Step:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k))
+    device = str(rows.device)
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, device=device))
     options = SAETrainerConfig(
         total_training_samples=10**9,
         train_batch_size_samples=shape.batch,
+        device=device,
         lr=LR,
         lr_end=LR / 10,
         logger=LoggingConfig(log_to_wandb=False),
@@ -74,18 +81,21 @@ def dictionary_learning(shape: Shape, rows: Tensor) -> Step:
     """dictionary_learning, `TopKTrainer.update`."""
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    trainer = TopKTrainer(10**6, shape.d_in, shape.d_sae, shape.k, layer=0, lm_name="none", lr=LR, device="cpu")
+    options: dict[str, Any] = {"layer": 0, "lm_name": "none", "lr": LR, "device": str(rows.device)}
+    trainer = TopKTrainer(10**6, shape.d_in, shape.d_sae, shape.k, **options)
     return lambda x: trainer.update(1, x)  # step 0 would add the geometric median
 
 
 def sparsify(shape: Shape, rows: Tensor) -> Step:
     """eai-sparsify's SparseCoder with its trainer's calls."""
-    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify import SparseCoder, SparseCoderConfig, sparse_coder, utils
 
-    coder = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k))
+    # It takes Triton for decoding wherever Triton is installed, also for tensors on a CPU, where that cannot run.
+    sparse_coder.decoder_impl = utils.decoder_impl if rows.is_cuda else utils.eager_decode
+    coder = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device=rows.device)
     coder.b_dec.data.copy_(rows.mean(0))
     optimiser = torch.optim.Adam(coder.parameters(), lr=LR)
-    since = torch.zeros(shape.d_sae, dtype=torch.int64)
+    since = torch.zeros(shape.d_sae, dtype=torch.int64, device=rows.device)
 
     def step(x: Tensor) -> None:
         coder.set_decoder_norm_to_unit_norm()
@@ -94,7 +104,7 @@ def sparsify(shape: Shape, rows: Tensor) -> Step:
         coder.remove_gradient_parallel_to_decoder_directions()
         optimiser.step()
         optimiser.zero_grad()
-        fired = torch.zeros(shape.d_sae, dtype=torch.bool)
+        fired = torch.zeros(shape.d_sae, dtype=torch.bool, device=rows.device)
         fired[out.latent_indices.flatten()] = True
         since.add_(x.shape[0])
         since[fired] = 0
@@ -104,7 +114,7 @@ def sparsify(shape: Shape, rows: Tensor) -> Step:
 
 def dense(shape: Shape, rows: Tensor) -> Step:
     """The textbook step in dense PyTorch: autograd, torch's fused Adam."""
-    sae = TopKSAE(SAEConfig(shape.d_in, shape.d_sae, shape.k), seed=0)
+    sae = TopKSAE(SAEConfig(shape.d_in, shape.d_sae, shape.k), seed=0).to(rows.device)
     sae.initialise(rows)
     return dense_step(sae)
 
@@ -134,15 +144,14 @@ def dense_step(sae: TopKSAE) -> Step:
 
 def gemm(shape: Shape, rows: Tensor) -> Step:
     """Limit: the encoder's product, of the same library as ours."""
-    encoder, bias = torch.randn(shape.d_sae, shape.d_in), torch.zeros(shape.d_sae)
-    out = torch.empty(shape.batch, shape.d_sae)
+    encoder, bias, out = _product(shape, rows)
     return lambda x: torch.addmm(bias, x, encoder.T, out=out)
 
 
 def gemm_and_gradient(shape: Shape, rows: Tensor) -> Step:
     """Limit of a dense step: the encoder's product and that of its weight gradient."""
-    encoder, bias = torch.randn(shape.d_sae, shape.d_in), torch.zeros(shape.d_sae)
-    out, gradient = torch.empty(shape.batch, shape.d_sae), torch.empty(shape.d_sae, shape.d_in)
+    encoder, bias, out = _product(shape, rows)
+    gradient = torch.empty_like(encoder)
 
     def step(x: Tensor) -> None:
         torch.addmm(bias, x, encoder.T, out=out)
@@ -151,18 +160,34 @@ def gemm_and_gradient(shape: Shape, rows: Tensor) -> Step:
     return step
 
 
-def contestants() -> dict[str, Callable[[Shape, Tensor], Step]]:
+def _product(shape: Shape, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoder, bias and output of the encoder's product."""
+    encoder = torch.randn(shape.d_sae, shape.d_in, device=rows.device)
+    return encoder, encoder.new_zeros(shape.d_sae), encoder.new_empty(shape.batch, shape.d_sae)
+
+
+def variants(device: torch.device) -> dict[str, tuple[str, str]]:
+    """Name -> (encoder product, sparse products) of ours that a device has instructions for."""
+    if device.type == "cuda":
+        kernels = ("torch", "triton") if available(device) else ("torch",)
+        return {f"ours_{matmul}_{name}": (matmul, name) for matmul in ("fp32", "bf16") for name in kernels}
+    matmuls = ["fp32"]
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        matmuls.append("bf16")
+    if torch.cpu._is_vnni_supported():
+        matmuls.append("int8")
+    return {f"ours_{matmul}": (matmul, "torch") for matmul in matmuls}
+
+
+def contestants(device: torch.device) -> dict[str, Callable[[Shape, Tensor], Step]]:
     """Name -> maker of a step; libraries that are not installed are left out."""
     found: dict[str, Callable[[Shape, Tensor], Step]] = {
-        "ours_fp32": lambda shape, rows: ours(shape, rows, "fp32"),
         "gemm": gemm,
         "gemm_and_gradient": gemm_and_gradient,
         "dense": dense,
     }
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        found["ours_bf16"] = lambda shape, rows: ours(shape, rows, "bf16")
-    if torch.cpu._is_vnni_supported():
-        found["ours_int8"] = lambda shape, rows: ours(shape, rows, "int8")
+    for name, how in variants(device).items():
+        found[name] = lambda shape, rows, how=how: ours(shape, rows, *how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module, maker in (

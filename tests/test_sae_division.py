@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sae_options import LEVELS, TIMES, made
 from sae_together import together
 from torch import Tensor
 
@@ -38,8 +39,10 @@ def rows() -> Tensor:
     return x
 
 
-def one_step(division: Division, x: Tensor, dead: Tensor) -> tuple[Sums, dict[str, Tensor]]:
-    result, gradients = division.sae.loss(x, dead)
+def one_step(
+    division: Division, x: Tensor, dead: Tensor, log_snr: Tensor | None = None
+) -> tuple[Sums, dict[str, Tensor]]:
+    result, gradients = division.sae.loss(x, dead, log_snr)
     return division.reduce(result, gradients, dead), gradients
 
 
@@ -72,6 +75,28 @@ def test_rows_divided_equal_one_process(architecture: str, world: int, dead: Ten
             torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         for name, tensor in alone.sae.fixed_tensors().items():
             torch.testing.assert_close(fixed[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "time"), [(a, t) for a in ARCHITECTURES for t in TIMES if (a, t) != ("relu", "film")]
+)
+def test_rows_divided_equal_one_process_with_time(architecture: str, time: str) -> None:
+    """Steps are spread unevenly: the last process has no row of group 1 of `per_step`, and none has one of group 2."""
+    sae, world = made(architecture, time=time, d=D_IN, m=D_SAE, k=K).float(), 3
+    x = torch.cat([rows(), rows().flip(0)], 1) if time == "residual" else rows()
+    log_snr = torch.tensor(LEVELS, dtype=torch.float64)[torch.arange(ROWS) % 7 % 2 + (torch.arange(ROWS) < 33)]
+    expected, gradients = one_step(Division(copy.deepcopy(sae)), x, DEAD, log_snr)
+
+    def work(peers: Peers) -> tuple[Sums, dict[str, Tensor]]:
+        mine = slice(peers.rank * ROWS // world, (peers.rank + 1) * ROWS // world)
+        return one_step(Division(copy.deepcopy(sae), peers), x[mine], DEAD, log_snr[mine])
+
+    for sums, own in together(world, work):
+        assert_same_sums(sums, expected)
+        assert torch.equal(sums.fired, expected.fired)
+        assert own.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])

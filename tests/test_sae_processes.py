@@ -26,8 +26,10 @@ from sae.training.rows import open_rows
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
 VARIANTS: dict[str, dict[str, Any]] = {
     **{architecture: {"architecture": architecture} for architecture in ARCHITECTURES},
-    "whitened": {"input": "whitened"},
     "crosscoder": {"across_steps": True},
+    "per_step": {"time": "per_step", "groups": ((0, 1), (2, 3)), "architecture": "batchtopk"},
+    "film": {"time": "film", "input": "whitened"},
+    "residual": {"time": "residual"},
 }
 LONG = {"architecture": "batchtopk", "rows": 256 * 80}  # long enough to be killed on the way
 LIMIT = 180  # seconds after which a test gives up; on a free machine a run takes a few

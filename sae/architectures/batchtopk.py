@@ -51,7 +51,7 @@ class BatchTopKSAE(SparseAutoencoder):
         rivals = self.shards if self.shards.world > 1 else self.peers
         code = largest_entries(
             **self._product(centred),
-            n=centred.shape[0] * self.peers.world * self.k,
+            n=self.peers.total(centred.shape[0]) * self.k,
             guess=_GUESS * float(self.threshold),
             matmul=self.config.matmul,
             peers=rivals,

@@ -116,7 +116,7 @@ def jumprelu_step(
         peers: the processes that share the batch.
         measure: how errors count; None = all alike, over the variance of the batch.
     """
-    n_rows, d_sae = centred.shape[0] * peers.world, theta.shape[0]
+    n_rows, d_sae = peers.total(centred.shape[0]), theta.shape[0]
     own = theta[near.indices]
     on = (near.values > own).to(centred.dtype)
     # A negative p can lie within eps / 2 of a small threshold; above it, p > theta > 0.

@@ -4,7 +4,7 @@ The d_sae features are shared out: group g owns features g m to (g + 1) m - 1, w
 steps can use only those. Each group has its own biases, input scale and statistics. The loss of a batch is the mean
 over its rows of the loss of their groups:
 
-    L = sum_g (B_g / B) L_g
+    L = sum_g (B_g / B) L_g         B_g rows of group g among the B of the batch, on all processes together
 
 Nothing is shared between steps, so a feature has no meaning at another group's steps, and each group learns from its
 share of the rows alone. A feature's silence is counted in rows of all steps (`dead_after`).
@@ -54,22 +54,24 @@ class PerStepSAE(TimedSAE):
     def loss(
         self, x: Tensor, dead: Tensor | None = None, log_snr: Tensor | None = None
     ) -> tuple[Loss, dict[str, Tensor]]:
-        """Loss and gradients; see the module. A group without rows has gradient zero."""
+        """Loss and gradients; see the module. A group without rows has gradient zero; one with rows in another process
+        only is worked on here too, since what all know is a sum over processes.
+        """
         assert log_snr is not None
         group = self._group_of(log_snr)
         m = self.cores[0].d_sae
-        share = x.new_tensor(0.0)
-        loss, unexplained = share.clone(), share.clone()
+        counts = self.peers.sum(torch.bincount(group, minlength=len(self.cores))).tolist()
+        loss, unexplained = x.new_tensor(0.0), x.new_tensor(0.0)
         fired = torch.zeros(self.d_sae, dtype=torch.int64, device=x.device)
         gradients: dict[str, Tensor] = {}
         for g, core in enumerate(self.cores):
             rows = (group == g).nonzero().squeeze(1)
-            if not rows.numel():
+            if not counts[g]:
                 gradients |= {f"{g}.{name}": torch.zeros_like(t) for name, t in core.trained_tensors().items()}
                 continue
             own = None if dead is None else dead[(dead >= g * m) & (dead < (g + 1) * m)] - g * m
             result, found = core.loss(x[rows], own)
-            share = rows.numel() / len(x)
+            share = counts[g] / sum(counts)
             loss += share * result.loss
             unexplained += share * result.sse / result.variance
             fired[g * m : (g + 1) * m] = result.fired

@@ -59,7 +59,7 @@ def relu_step(
     gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))
     variance = batch_variance(centred, peers)
     unit = -2 / variance
-    penalty = weight / (centred.shape[0] * peers.world * math.sqrt(d_in))
+    penalty = weight / (peers.total(centred.shape[0]) * math.sqrt(d_in))
     sse, total = torch.zeros_like(variance), torch.zeros_like(variance)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=centred.device)
     for rows, pre in pre_activations(centred, encoder, parameters.b_enc, buffer=buffer):

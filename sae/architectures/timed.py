@@ -28,7 +28,7 @@ from sae.architectures.inputs import Moments
 from sae.config import SAEConfig
 from sae.contract import Loss, SparseDictionary
 from sae.errors import ConfigError
-from sae.numerics.peers import ALONE, Peers
+from sae.numerics.peers import Peers
 from sae.numerics.sparse import TopKCode
 
 
@@ -147,16 +147,13 @@ class TimedSAE(nn.Module, ABC):
 
     @property
     def peers(self) -> Peers:
-        """One process."""
-        return ALONE
+        """As for the architecture."""
+        return self.cores[0].peers
 
     @peers.setter
     def peers(self, peers: Peers) -> None:
-        if peers.world > 1:
-            raise ConfigError(
-                f"time is {self.config.time!r} and there are {peers.world} processes; only dictionaries shared over "
-                "steps are trained by several."
-            )
+        for core in self.cores:
+            core.peers = peers
 
     def fit(self, moments: Sequence[Moments]) -> None:
         """Takes over the statistics of the rows that each core reads; before `initialise`."""

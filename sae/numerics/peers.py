@@ -34,6 +34,10 @@ class Peers:
         """Sum of `x` over the processes; may overwrite it. The same bits on every process."""
         return x
 
+    def total(self, n: int) -> int:
+        """Sum of `n` over the processes; of rows, which they need not hold equally many of."""
+        return n if self.world == 1 else int(self.sum(torch.tensor(n)))
+
     def smallest(self, x: Tensor) -> Tensor:
         """Elementwise minimum of `x` over the processes; may overwrite it."""
         return x

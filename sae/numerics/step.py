@@ -205,7 +205,7 @@ def batch_variance(x: Tensor, peers: Peers = ALONE) -> Tensor:
     """() sum ||x - mean(x)||^2 of the (B, d) rows of all processes. A constant batch has no variance to explain; the
     floor keeps its gradient finite.
     """
-    mean = peers.sum(x.mean(0)) / peers.world  # every process has as many rows
+    mean = peers.sum(x.sum(0)) / peers.total(x.shape[0])
     parts = [sum_of_squares(rows - mean) for rows in _blocks(x)]
     return peers.sum(torch.stack(parts).sum()).clamp_min(torch.finfo(x.dtype).tiny)
 

@@ -26,7 +26,8 @@ from sae.contract import Loss
 from sae.errors import ConfigError
 from sae.numerics.peers import ALONE, Peers
 
-_ROW_SPARSE = ("encoder", "decoder")  # gradients whose rows are zero for features that had no part in the batch
+# Gradients whose rows are zero for features that had no part in the batch; with time, "number of the core.name".
+_ROW_SPARSE = ("encoder", "decoder")
 
 
 class Sums(NamedTuple):
@@ -129,14 +130,18 @@ def sum_gradients(gradients: dict[str, Tensor], fired: Tensor, dead: Tensor, pee
         return 0
     touched = fired > 0
     touched[dead] = True
-    rows = touched.nonzero().squeeze(1)
-    parts = [g[rows] if name in _ROW_SPARSE else g for name, g in gradients.items()]
+    rows = {name: _rows(name, len(g), touched) for name, g in gradients.items()}
+    parts = [gradients[name][at] for name, at in rows.items()]
     flat = peers.sum(torch.cat([part.reshape(-1) for part in parts]))
-    for (name, gradient), part, summed in zip(
-        gradients.items(), parts, flat.split([part.numel() for part in parts]), strict=True
-    ):
-        if name in _ROW_SPARSE:
-            gradient[rows] = summed.view_as(part)
-        else:
-            gradient.copy_(summed.view_as(part))
+    for (name, at), part, summed in zip(rows.items(), parts, flat.split([part.numel() for part in parts]), strict=True):
+        gradients[name][at] = summed.view_as(part)
     return flat.numel()
+
+
+def _rows(name: str, n: int, touched: Tensor) -> Tensor | slice:
+    """Which of the n rows of a gradient travel."""
+    core, _, plain = name.rpartition(".")
+    if plain not in _ROW_SPARSE:
+        return slice(None)
+    first = int(core or 0) * n
+    return touched[first : first + n].nonzero().squeeze(1)
