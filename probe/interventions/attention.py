@@ -52,7 +52,7 @@ class AttentionEdits:
         if not any(self._active(where) for where in self._placed):
             return output
         call: dict[str, Any] = dict(zip(_CALL[:3], args, strict=False)) | kwargs
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and output.requires_grad):
             probs, value = attention_map(attn, **{key: call[key] for key in _CALL if key in call})
             edited = probs
             for where in self._placed:

@@ -153,6 +153,8 @@ def feature_codes(dictionary: Any, x: torch.Tensor, features: torch.Tensor, abov
     moment = isinstance(dictionary, MomentDictionary)
     home = dictionary.device if moment else dictionary.W_dec.device
     features, above = features.to(home), above.to(home)
+    if torch.is_grad_enabled() and x.requires_grad:  # the quick way works in buffers, which no gradient passes
+        return dictionary.encode(x.to(home))[..., features].to(x)
     if moment:
         return dictionary.encode_features(x.to(home), features, above).to(x.device)
     flat = x.reshape(-1, x.shape[-1]).to(home)

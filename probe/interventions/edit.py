@@ -42,7 +42,8 @@ def edit(
         raise InvalidIntervention(f"{site}: batch {rows.shape[0]} does not divide into {'+'.join(branches)}.")
     signs = [item.sign(branch) for branch in branches]
     weight = _weight(item, strength, rows, x, where)
-    with torch.no_grad():
+    # A gradient that comes in goes out: attacks optimise a prompt through the edits.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         whole = branches[0] if len(branches) == 1 else ""
         if all(sign == 1.0 for sign in signs) and (whole or not item.op.by_branch):
             edited = item.op.apply(rows, weight, StepContext(str(site), *moment, whole, predict))

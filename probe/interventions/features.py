@@ -107,7 +107,8 @@ class FeatureOp(Op):
 
     def code(self, x: torch.Tensor, context: StepContext) -> torch.Tensor:
         """Whole codes (B, tokens, d_sae) of the rows."""
-        return self.at(x, context).encode(x.to(self.dictionary.W_dec.device)).detach().float().to(x.device)
+        code = self.at(x, context).encode(x.to(self.dictionary.W_dec.device)).float().to(x.device)
+        return code if x.requires_grad else code.detach()
 
     def at(self, x: torch.Tensor, context: StepContext) -> Dictionary:
         """The dictionary of this step, to read rows x."""

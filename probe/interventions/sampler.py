@@ -35,7 +35,7 @@ from probe.interventions.edit import edit
 from probe.interventions.intervention import Intervention
 from probe.interventions.places import Placed
 from probe.model.pipeline import Pipeline
-from probe.model.prediction import noise_of, prediction_type
+from probe.model.prediction import clean_of, noise_of, prediction_type
 from probe.model.schedule import NoiseLevel, training_level
 from probe.model.steps import denoiser
 
@@ -189,7 +189,7 @@ class SamplerEdits:
                 return output
             factor = {"epsilon": 1.0, "sample": -noise / signal}.get(kind, 1.0 / signal)
             return (output + factor * (new - eps)).to(output)
-        x0 = _clean(kind, output, z, level)
+        x0 = clean_of(kind, output, z, signal, noise)
         new = edit(x0, where, strength, ("guided",), self._clock.moment)
         if new is x0:
             return output
@@ -250,15 +250,6 @@ class SamplerEdits:
         return sample if scale is None else scale(sample, timestep)
 
 
-def _clean(kind: str, output: torch.Tensor, z: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-    """The clean sample that a model output stands for."""
-    if kind == "epsilon":
-        return (z - level.noise * output) / level.signal
-    if kind == "v_prediction":
-        return level.signal * z - level.noise * output
-    return output if kind == "sample" else z - level.noise * output
-
-
 def _check_ddim(pipe: Pipeline) -> None:
     scheduler = pipe.scheduler
     if not isinstance(scheduler, DDIMScheduler) or scheduler.config.get("thresholding"):
@@ -281,7 +272,7 @@ def _two_term_step(
 ) -> Any:
     """DDIM's step with one output in its x0 term and another in its direction term."""
     level, kind = training_level(scheduler, float(timestep)), prediction_type(scheduler)
-    clean = [_clean(kind, output, sample, level) for output in (for_x0, for_direction)]
+    clean = [clean_of(kind, output, sample, level.signal, level.noise) for output in (for_x0, for_direction)]
     if scheduler.config.clip_sample:
         limit = scheduler.config.clip_sample_range
         clean = [x0.clamp(-limit, limit) for x0 in clean]

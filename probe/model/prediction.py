@@ -37,6 +37,18 @@ def prediction_type(scheduler: Any) -> Prediction:
     )
 
 
+def clean_of(kind: Prediction, output: torch.Tensor, z: torch.Tensor, signal: Factor, noise: Factor) -> torch.Tensor:
+    """The predicted clean sample in a denoiser's output; arguments as ``noise_of``.
+
+    ``signal`` is not 0 where the model predicts the noise.
+    """
+    if kind == "epsilon":
+        return (z - noise * output) / signal
+    if kind == "v_prediction":
+        return signal * z - noise * output
+    return output if kind == "sample" else z - noise * output
+
+
 def noise_of(kind: Prediction, output: torch.Tensor, z: torch.Tensor, signal: Factor, noise: Factor) -> torch.Tensor:
     """The predicted noise in a denoiser's output, in float32 or wider.
 
