@@ -83,7 +83,8 @@ def _measurement(bench: Bench, records: Records, attacked: Records) -> Measureme
 
 def config_record(config: UnlearnBench) -> dict[str, Any]:
     """The configuration as JSON values, without the place where it ran."""
-    return {key: value for key, value in asdict(config).items() if key != "work"}
+    kept = {key: value for key, value in asdict(config).items() if key != "work"}
+    return kept | {"place": config.place.record()}
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps import unlearn_config, unlearning
-from apps.bench_unlearn_world import CanvasWorld, World, dealt_rows, reference_grid, rows_for
+from apps.bench_unlearn_world import World, dealt_rows, reference_grid, rows_for
 from apps.errors import InvalidOption
 from apps.progress import bar
 from apps.runs import Run
 from apps.stages import file_hash
 from apps.text_dictionary import caption_variants, text_dictionary
 from apps.unlearn_methods import KINDS, METHODS, Edits, Learned, Method, method
+from apps.unlearn_place import Place
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
@@ -42,7 +43,7 @@ class UnlearnBench:
         work: run folder of everything that is made.
         methods: names in ``METHODS``.
         targets: (factor, label) of every target.
-        model: a canvas model.
+        place: the world, and where its files lie.
         n_seeds: seeds of each object in each style; 5 in UnlearnCanvas.
         retain_seeds: of these, how many are drawn for a prompt that does not ask for the target.
         attacks: names of the attacks on every edit; none for no attacks.
@@ -60,7 +61,7 @@ class UnlearnBench:
     work: Path
     methods: tuple[str, ...]
     targets: tuple[tuple[str, str], ...]
-    model: str = "canvas"
+    place: Place = field(default_factory=Place)
     n_seeds: int = 5
     retain_seeds: int = 5
     attacks: tuple[str, ...] = ()
@@ -93,7 +94,7 @@ class UnlearnBench:
 
     def settings(self, m: Method, factor: str, label: str) -> tuple[Any, ...]:
         """The settings of a method that are tried for a target."""
-        return m.settings(factor, label)[: self.max_settings]
+        return m.settings(factor, label, self.place.constants.CANDIDATES)[: self.max_settings]
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -118,12 +119,12 @@ class UnlearnBench:
         Raises:
             InvalidOption: the settings name a dictionary that is not configured.
         """
-        if name not in unlearn_config.DICTIONARIES:
+        known = self.place.constants.DICTIONARIES
+        if name not in known:
             raise InvalidOption(
-                f"bench unlearn: the settings use a dictionary {name!r}; configured are "
-                f"{', '.join(unlearn_config.DICTIONARIES)}."
+                f"bench unlearn: the settings use a dictionary {name!r}; configured are {', '.join(known)}."
             )
-        config = unlearn_config.DICTIONARIES[name]
+        config = known[name]
         return config if self.train_rows is None else replace(config, rows=self.train_rows, epochs=None)
 
 
@@ -147,9 +148,7 @@ class Bench:
     @cached_property
     def pipe(self) -> Pipeline:
         """The model."""
-        from probe.model import load_pipeline
-
-        return load_pipeline(self.config.model)
+        return self.config.place.load()
 
     @cached_property
     def model_hash(self) -> str:
@@ -162,11 +161,15 @@ class Bench:
     @cached_property
     def world(self) -> World:
         """The world that is asked about."""
-        from probe.model import generation_defaults
-
-        c, default = self.config, generation_defaults(self.pipe)
-        sampling = unlearning.Sampling(default.steps, default.guidance, c.batch_size)
-        return CanvasWorld(sampling, c.n_recorded, c.n_seeds, c.objects, c.styles)
+        c = self.config
+        return c.place.open(
+            self.pipe,
+            n_recorded=c.n_recorded,
+            n_seeds=c.n_seeds,
+            objects=c.objects,
+            styles=c.styles,
+            batch_size=c.batch_size,
+        )
 
     @cached_property
     def store(self) -> ActivationStore | None:
@@ -273,7 +276,7 @@ def _record(bench: Bench) -> ActivationStore:
     world, sampling = bench.world, bench.world.sampling
     plan = CapturePlan.for_pipeline(
         bench.pipe,
-        unlearn_config.SITES,
+        bench.config.place.constants.SITES,
         world.recorded.prompts,
         labels=world.recorded.labels,
         steps=sampling.steps,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apps.bench_unlearn_target import UNATTACKED
 from apps.measurement import bootstrap_mean
 from apps.progress import table
 from apps.unlearn_methods import METHODS, method
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
-UNATTACKED = "none"
 _COST = ("seconds_ratio", "evaluations", "plain_evaluations", "fit_seconds")
 _DISTANCE = ("mmd", "mmd_unedited", "mmd_null_95")
 _QUOTED = (
@@ -126,7 +126,7 @@ def scores_table(rows: Sequence[Row]) -> str:
         body.append(
             [f"{row['factor']}: {row['method']}", str(row["n_targets"]), *(_percent(row, column) for column in columns),
              f"{row['mmd'] / null:.1f}" if null else "-",
-             f"{100 * row['ua_worst']:.0f}" if "ua_worst" in row else "-",
+             _share(row.get("ua_worst")),
              "-" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"]
         )  # fmt: skip
     return table(titles, body)
@@ -150,16 +150,21 @@ def attack_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _attack_columns(attacked: Sequence[Mapping[str, Any]]) -> Row:
-    """UA under each attack over targets; intervals resample targets, or images if there is one target."""
-    row: Row = {}
-    names = list(attacked[0]["attacks"])
-    for name in names:
-        kept = [[not back for back in record["attacks"][name]["back"]] for record in attacked]
+    """UA under each attack that takes these edits; intervals resample targets, or the images of a single one."""
+    row: Row = {"ua_worst": None, "strongest_attack": None}
+    after: dict[str, float] = {}
+    for name in attacked[0]["attacks"]:
+        found = [record["attacks"][name] for record in attacked]
+        if any("refused" in one for one in found):
+            row[f"ua_after_{name}"] = None
+            continue
+        kept = [[not back for back in one["back"]] for one in found]
         clusters = [i for i, images in enumerate(kept) for _ in images] if len(kept) > 1 else None
         value, low, high = bootstrap_mean([float(k) for images in kept for k in images], clusters)
         column = "ua_before_attack" if name == UNATTACKED else f"ua_after_{name}"
         row |= {column: value, f"{column}_low": low, f"{column}_high": high}
-    after = {name: row[f"ua_after_{name}"] for name in names if name != UNATTACKED}
+        if name != UNATTACKED:
+            after[name] = value
     if after:
         strongest = min(after, key=lambda name: after[name])
         row |= {"ua_worst": after[strongest], "strongest_attack": strongest}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
 """Scores of a setting on validation images that are kept."""
+UNATTACKED = "none"
+"""The attack stage's own name for the prompts as they are."""
 _N_SHOWN = 10
 _SPREAD = 7  # shown and attacked rows are dealt in this order over seeds and labels; prime to their numbers
 
@@ -68,9 +70,8 @@ def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
 
 
 def _attack_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
-    reference = unlearning.grid_record(bench.reference)
     given = {"attacks": list(bench.config.attacks), "images": bench.config.attack_images}
-    return {"score": _score_key(bench, name, factor, label)["key_hash"], "reference": key_hash(reference), **given}
+    return {"score": _score_key(bench, name, factor, label)["key_hash"]} | given
 
 
 def _validation(bench: Bench, factor: str, label: str) -> PromptGrid:
@@ -204,33 +205,23 @@ def spread_rows(grid: PromptGrid, factor: str, label: str, n: int) -> list[int]:
 
 def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     """What each attack gets the edited model to draw."""
+    from probe.errors import InvalidRequest, UnsupportedPipeline
     from probe.unlearning import Predictions
-    from probe.unlearning.attacks import ATTACKS, AttackTask
+    from probe.unlearning.attacks import ATTACKS
 
     edits = () if name == "no_edit" else bench.recipe(name, factor, label).interventions
-    test, reference = bench.world.test, bench.reference
-    all_rows = test.select(spread_rows(test, factor, label, bench.config.attack_images))
-    shown = [i for i, value in enumerate(reference.labels[factor]) if value == label]
-    sampling = bench.world.sampling
-    task = AttackTask(
-        bench.pipe,
-        edits,
-        factor,
-        label,
-        all_rows.prompts,
-        all_rows.seeds,
-        bench.reference_images[shown],
-        sampling.steps,
-        sampling.guidance,
-        sampling.batch_size,
-        captions=[reference.prompts[i] for i in shown],
-    )
-    found: dict[str, Any] = {}
-    before = Predictions.of(bench.world.judge(task.draw(task.prompts)), unlearning.DOMAINS)
-    found["none"] = _attacked(before, factor, label)
+    test, judge = bench.world.test, bench.world.judge
+    asked = test.select(spread_rows(test, factor, label, bench.config.attack_images))
+    task = bench.world.attack_task(bench.pipe, edits, factor, label, asked)
+    before = Predictions.of(judge(task.draw(task.prompts)), unlearning.DOMAINS)
+    found: dict[str, Any] = {UNATTACKED: _attacked(before, factor, label)}
     for attack in bench.config.attacks:
-        result = ATTACKS[attack](task)
-        judged = Predictions.of(bench.world.judge(result.images), unlearning.DOMAINS)
+        try:
+            result = ATTACKS[attack](task)
+        except (InvalidRequest, UnsupportedPipeline) as error:  # no gradient passes through some edits
+            found[attack] = {"refused": str(error)}
+            continue
+        judged = Predictions.of(judge(result.images), unlearning.DOMAINS)
         spent = {"evaluations": result.evaluations, "seconds": result.seconds, "detail": dict(result.detail)}
         found[attack] = _attacked(judged, factor, label) | spent
     return {"method": name, "factor": factor, "label": label, "attacks": found}

@@ -13,7 +13,7 @@ No validation or recorded prompt is a test prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,10 @@ from apps.prompts import LabelledPrompts, balanced
 from apps.unlearning import DOMAINS, Sampling, scored_grid, validation_grid
 
 if TYPE_CHECKING:
+    from probe.interventions import Intervention
+    from probe.model.pipeline import Pipeline
     from probe.unlearning import Judge, PromptGrid
+    from probe.unlearning.attacks import AttackTask
 
 REFERENCE_SEED = 4_000_000
 
@@ -59,6 +62,12 @@ class World(Protocol):
 
     def validation(self, factor: str, label: str, n_target: int, n_retain: int) -> PromptGrid:
         """Prompts and seeds to choose a target's setting on."""
+        ...
+
+    def attack_task(
+        self, pipe: Pipeline, edits: Sequence[Intervention], factor: str, label: str, asked: PromptGrid
+    ) -> AttackTask:
+        """What attacks are given: prompts that ask for the target, and images that show it."""
         ...
 
 
@@ -115,6 +124,16 @@ class CanvasWorld:
         """Balanced prompts with and without the target."""
         seen = set(self.test.prompts) | set(self.recorded.prompts)
         return validation_grid(factor, label, n_target=n_target, n_retain=n_retain, exclude=seen, within=self.labels)
+
+    def attack_task(
+        self, pipe: Pipeline, edits: Sequence[Intervention], factor: str, label: str, asked: PromptGrid
+    ) -> AttackTask:
+        """The prompts, and renders that show the target."""
+        from probe.unlearning.attacks.canvas import canvas_task
+
+        return canvas_task(
+            pipe, edits, factor, label, prompts=asked.prompts, seeds=asked.seeds, **asdict(self.sampling)
+        )
 
 
 def reference_grid(test: PromptGrid) -> PromptGrid:

@@ -10,8 +10,9 @@ A document marks what is filled, in comments that Markdown does not show:
 
 A value is a dotted path and a format; a table is a dotted path to a list and, for each column, its title, the key in
 a row and a format. A list in a path may be followed by conditions, ``rows[part=average][factor=object]``, which keep
-the rows where the key has the value; ``rows[method=uce].0.ua`` is a value of the first. Text between the marks
-is replaced. ``--check`` changes nothing and fails if anything differs.
+the rows where the key has the value; ``rows[method=uce].0.ua`` is a value of the first. In a table, a format with ``~``
+at its end shows the interval too, from the keys with ``_low`` and ``_high``. Text between the marks is replaced.
+``--check`` changes nothing and fails if anything differs.
 """
 
 import argparse
@@ -44,6 +45,15 @@ def _show(value: Any, form: str) -> str:
     return format(value, form).replace("%", " %") if form else str(value)
 
 
+def _cell(row: Any, key: str, form: str) -> str:
+    """A value of a row; with ``~`` behind the format also its interval, ``key_low`` to ``key_high``."""
+    value = _show(_look_up(row, key), form.removesuffix("~"))
+    if not form.endswith("~") or row.get(f"{key}_low") is None:
+        return value
+    low, high = (_show(row[f"{key}{end}"], form.removesuffix("~")).removesuffix(" %") for end in ("_low", "_high"))
+    return f"{value.removesuffix(' %')} ({low} to {high})"
+
+
 def filled(text: str, root: Path = ROOT) -> str:
     """A document with its marked numbers taken from the files they name.
 
@@ -69,7 +79,7 @@ def filled(text: str, root: Path = ROOT) -> str:
             forms.append(form)
         lines = [titles, ["---"] * len(titles)]
         for row in _look_up(load(name), path):
-            lines.append([_show(_look_up(row, key), form) for key, form in zip(keys, forms, strict=True)])
+            lines.append([_cell(row, key, form) for key, form in zip(keys, forms, strict=True)])
         return head + "".join("| " + " | ".join(line) + " |\n" for line in lines) + tail
 
     return _TABLE.sub(table, _VALUE.sub(value, text))
