@@ -58,7 +58,8 @@ def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -
     if _CONTROL in config.methods:
         records |= run("score", [_CONTROL])
     attacked = run("attack", config.methods) if config.attacks else {}
-    return _measurement(bench, records, attacked)
+    audited = run("audit", config.methods) if config.audit else {}
+    return _measurement(bench, records, attacked, audited)
 
 
 def best_sae(records: Records) -> dict[str, str]:
@@ -73,10 +74,10 @@ def best_sae(records: Records) -> dict[str, str]:
     }
 
 
-def _measurement(bench: Bench, records: Records, attacked: Records) -> Measurement:
+def _measurement(bench: Bench, records: Records, attacked: Records, audited: Records) -> Measurement:
     config = bench.config
     scores = {key: scores_of(bench, record) for key, record in records.items()}
-    rows = target_rows(records, attacked, scores, config.retain_seeds) + frontier_rows(records)
+    rows = target_rows(records, attacked, audited, scores, config.retain_seeds) + frontier_rows(records)
     about = config_record(config) | {"best_sae": bench.best_sae, "model_hash": bench.model_hash}
     return Measurement("bench.unlearn", rows, ratios_of(rows, bench.best_sae), config=about)
 
@@ -150,6 +151,8 @@ def quick(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config) | {
         "methods": ("no_edit", "random_direction", "uce", "saeuron"),
         "targets": (("object", "star"), ("style", "mosaic")),
+        "objects": ("star", "heart", "moon", "cat"),
+        "styles": ("flat", "mosaic", "neon", "clay"),
         "n_seeds": 2,
         "retain_seeds": 1,
         "n_recorded": 96,

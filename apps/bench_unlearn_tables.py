@@ -48,13 +48,14 @@ _QUOTED = (
 def target_rows(
     records: Mapping[Key, Mapping[str, Any]],
     attacked: Mapping[Key, Mapping[str, Any]],
+    audited: Mapping[Key, Mapping[str, Any]],
     scores: Mapping[Key, UnlearnScores],
     retain_seeds: int,
 ) -> list[Row]:
     """Rows of every target, each method's average after its targets.
 
     Args:
-        records, attacked: what the stages left, by (method, factor, label).
+        records, attacked, audited: what the stages left, by (method, factor, label).
         scores: of the records.
         retain_seeds: seeds of a prompt that does not ask for the target.
     """
@@ -74,6 +75,8 @@ def target_rows(
             row["objective"] = record["tried"][0].get("objective")
             if key in attacked:
                 row |= _attack_columns([attacked[key]])
+            if key in audited:
+                row |= {f"audit_{name}": value for name, value in audited[key]["means"].items()}
             own.append(row)
         mean = average([scores[key] for key in keys]).row() | {"n_targets": len(keys)}
         mean |= {column: _median(own, column) for column in _COST} | {
@@ -83,6 +86,8 @@ def target_rows(
         mean |= {"mean": _mean_of_three(mean), "objective": _mean(own, "objective")}
         if all(key in attacked for key in keys):
             mean |= _attack_columns([attacked[key] for key in keys])
+        audits = [column for column in own[0] if column.startswith("audit_")]
+        mean |= {column: _mean(own, column) for column in audits if all(column in row for row in own)}
         about = {"method": name, "kind": method(name).kind, "retain_seeds": retain_seeds}
         rows += [{"part": "target"} | about | row for row in own]
         rows.append({"part": "average"} | about | mean)

@@ -36,11 +36,11 @@ def run_stage(bench: Bench, what: str, name: str, factor: str, label: str) -> di
 
     Args:
         bench: the benchmark.
-        what: ``score`` or ``attack``.
+        what: ``score``, ``attack`` or ``audit``.
         name: of the method.
         factor, label: the target.
     """
-    work, key = {"score": (_score, _score_key), "attack": (_attack, _attack_key)}[what]
+    work, key = {"score": (_score, _score_key), "attack": (_attack, _attack_key), "audit": (_audit, _audit_key)}[what]
     stage = f"{what}-{name}-{factor}-{label}"
     outputs = [] if name == "no_edit" else [bench.recipe_folder(name, factor, label) / "recipe.json"]
     return Stages(bench.run, lambda line: None, 1).do(
@@ -72,6 +72,10 @@ def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
 def _attack_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     given = {"attacks": list(bench.config.attacks), "images": bench.config.attack_images}
     return {"score": _score_key(bench, name, factor, label)["key_hash"]} | given
+
+
+def _audit_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    return {"score": _score_key(bench, name, factor, label)["key_hash"]}
 
 
 def _validation(bench: Bench, factor: str, label: str) -> PromptGrid:
@@ -209,7 +213,7 @@ def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     from probe.unlearning import Predictions
     from probe.unlearning.attacks import ATTACKS
 
-    edits = () if name == "no_edit" else bench.recipe(name, factor, label).interventions
+    edits = _chosen_edits(bench, name, factor, label)
     test, judge = bench.world.test, bench.world.judge
     asked = test.select(spread_rows(test, factor, label, bench.config.attack_images))
     task = bench.world.attack_task(bench.pipe, edits, factor, label, asked)
@@ -225,6 +229,36 @@ def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
         spent = {"evaluations": result.evaluations, "seconds": result.seconds, "detail": dict(result.detail)}
         found[attack] = _attacked(judged, factor, label) | spent
     return {"method": name, "factor": factor, "label": label, "attacks": found}
+
+
+def _audit(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    """What the edited model still holds of the target; means over sites and steps, beside every row."""
+    from probe.unlearning.audit import audit
+
+    edits = _chosen_edits(bench, name, factor, label)
+    result = audit(bench.world.audit_task(bench.pipe, edits, factor, label))
+    inside = result.select("probe", "edited", "edited")
+    means = {
+        "probe_unedited": [row.value for row in result.select("probe", "unedited", "unedited")],
+        "probe_moved": [row.value for row in result.select("probe", "unedited", "edited")],
+        "probe_inside": [row.value for row in inside],
+        "probe_meaningless": [row.meaningless for row in inside],
+        "probe_null": [row.null for row in inside],
+        "denoising_unedited": [row.value for row in result.select("denoising", tested="unedited")],
+        "denoising": [row.value for row in result.select("denoising", tested="edited")],
+        "denoising_null": [row.null for row in result.select("denoising", tested="edited")],
+    }
+    return {
+        "method": name,
+        "factor": factor,
+        "label": label,
+        "means": {key: float(np.mean(values)) if values else None for key, values in means.items()},
+        "rows": result.to_rows(),
+    }
+
+
+def _chosen_edits(bench: Bench, name: str, factor: str, label: str) -> Edits:
+    return () if name == "no_edit" else bench.recipe(name, factor, label).interventions
 
 
 def _attacked(judged: Any, factor: str, label: str) -> dict[str, Any]:

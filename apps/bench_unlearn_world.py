@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from probe.model.pipeline import Pipeline
     from probe.unlearning import Judge, PromptGrid
     from probe.unlearning.attacks import AttackTask
+    from probe.unlearning.audit import AuditTask
 
 REFERENCE_SEED = 4_000_000
 
@@ -68,6 +69,10 @@ class World(Protocol):
         self, pipe: Pipeline, edits: Sequence[Intervention], factor: str, label: str, asked: PromptGrid
     ) -> AttackTask:
         """What attacks are given: prompts that ask for the target, and images that show it."""
+        ...
+
+    def audit_task(self, pipe: Pipeline, edits: Sequence[Intervention], factor: str, label: str) -> AuditTask:
+        """What an audit is given: prompts with and without the target, and images of both."""
         ...
 
 
@@ -134,6 +139,13 @@ class CanvasWorld:
         return canvas_task(
             pipe, edits, factor, label, prompts=asked.prompts, seeds=asked.seeds, **asdict(self.sampling)
         )
+
+    def audit_task(self, pipe: Pipeline, edits: Sequence[Intervention], factor: str, label: str) -> AuditTask:
+        """Captions and renders; half as many as ``denoscope audit`` takes by default, for time."""
+        from probe.unlearning.audit_canvas import canvas_audit
+
+        half = {"n": 20, "n_train": 12, "n_images": 8}
+        return canvas_audit(pipe, edits, factor, label, **half, **asdict(self.sampling))
 
 
 def reference_grid(test: PromptGrid) -> PromptGrid:

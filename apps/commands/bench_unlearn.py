@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that only this benchmark has."""
     group = parser.add_argument_group("unlearn")
+    group.add_argument(
+        "--world",
+        choices=("canvas", "unlearncanvas"),
+        default="canvas",
+        help="unlearncanvas: Stable Diffusion, data set and classifiers from folders (docs/unlearncanvas.md)",
+    )
+    group.add_argument("--model", default="canvas", help="pipeline folder")
+    group.add_argument("--classifiers", type=Path, help="folder with object.safetensors and style.safetensors")
+    group.add_argument("--data", type=Path, help="folder of the data set: STYLE/OBJECT/N.jpg")
+    group.add_argument("--steps", type=positive, help="denoising steps (default: the world's)")
+    group.add_argument("--guidance", type=float, help="guidance scale (default: the world's)")
+    group.add_argument("--prompts", type=positive, help="labelled prompts that are recorded (default: the world's)")
     group.add_argument("--methods", nargs="+", metavar="NAME", help="methods to measure (default: all)")
     group.add_argument(
         "--targets", nargs="+", metavar="NAME", default=[], help="concepts to unlearn, such as star (default: all)"
@@ -29,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attacks", nargs="*", metavar="NAME", help="attacks on every edit (default: all; none after)")
     group.add_argument("--attack-images", type=positive, default=10, help="images of each attack on each target")
+    group.add_argument("--audit", action="store_true", help="also look for the target inside every edited model")
     group.add_argument("--dry-run", action="store_true", help="say how much there is to do, and end")
 
 
@@ -65,11 +78,25 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
     from apps.bench_unlearn import quick
     from apps.bench_unlearn_prepare import Bench, UnlearnBench
     from apps.bench_unlearn_world import chosen_targets
-    from apps.errors import UnknownName
+    from apps.errors import InvalidOption, UnknownName
     from apps.unlearn_methods import METHODS
+    from apps.unlearn_place import Place
     from probe.unlearning.attacks import ATTACKS
 
-    attacks = tuple(ATTACKS) if options.attacks is None else tuple(options.attacks)
+    place = Place(
+        options.world,
+        options.model,
+        options.classifiers,
+        options.data,
+        options.device,
+        options.steps,
+        options.guidance,
+    )
+    if options.quick and options.world != "canvas":
+        raise InvalidOption(f"bench unlearn: --quick is of canvas; with --world {options.world} give --targets.")
+    # The attacks know canvas's words and pictures.
+    known_attacks = tuple(ATTACKS) if options.world == "canvas" else ()
+    attacks = known_attacks if options.attacks is None else tuple(options.attacks)
     for name in attacks:
         if name not in ATTACKS:
             raise UnknownName(f"there is no attack {name!r}; expected one of {', '.join(ATTACKS)}.")
@@ -81,6 +108,10 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
         "retain_seeds": options.retain_seeds or options.seeds,
         "attacks": attacks,
         "attack_images": options.attack_images,
+        "audit": options.audit,
+        "place": place,
+        "n_recorded": options.prompts or place.constants.N_PROMPTS,
+        "validation": (place.constants.VALIDATION_TARGET, place.constants.VALIDATION_RETAIN),
         "batch_size": options.batch_size,
     }
     world = Bench(UnlearnBench(**given)).world
