@@ -9,7 +9,19 @@ import torch
 from sae_options import LEVELS, TIMES, made, rows
 
 from probe.errors import InvalidIntervention
-from probe.interventions import Intervention, Recipe, ScaleFeatures, SetFeatures, StepContext, as_dictionary, intervene
+from probe.interventions import (
+    AddDirection,
+    ClampFeatures,
+    Intervention,
+    Recipe,
+    ScaleFeatures,
+    SetFeatures,
+    StepContext,
+    ablate_features,
+    add_feature,
+    as_dictionary,
+    intervene,
+)
 from probe.interventions.dictionary import (
     ThresholdDictionary,
     TimedDictionary,
@@ -20,6 +32,8 @@ from probe.interventions.dictionary import (
     feature_codes,
 )
 from probe.model.schedule import schedule
+from sae import SAEConfig, make_sae
+from sae.architectures.crosscoder import direction
 from sae.architectures.timed import TimedSAE
 from sae.config import ARCHITECTURES, INPUTS
 
@@ -160,3 +174,13 @@ def test_in_a_generation(time: str, tiny_pipe: Any, tmp_path: Path) -> None:
     Recipe.of(tiny_pipe, [edit]).save(tmp_path / "recipe")
     with intervene(tiny_pipe, Recipe.load(tmp_path / "recipe", tiny_pipe).interventions):
         assert (generate() == first).all()
+
+
+def test_a_crosscoder_is_refused_with_the_way_out() -> None:
+    """It reads sites that an edit does not see; its directions at one of them can be added."""
+    config = SAEConfig(5, 8, 2, blocks=(("unet.a:out", None, 2), ("unet.b:out", None, 3)))
+    sae = make_sae(config)
+    for edit in (ScaleFeatures, SetFeatures, ClampFeatures, ablate_features, add_feature):
+        with pytest.raises(InvalidIntervention, match=r"a crosscoder over unet.a:out, unet.b:out; .* direction at a"):
+            edit(sae, 3)  # type: ignore[operator]
+    AddDirection(direction(sae, 3, "unet.b:out"))

@@ -6,7 +6,7 @@ import torch
 from sae import SAEConfig, TopKSAE
 from sae.numerics.selection import encode_rows, top_k
 from sae.numerics.sparse import ByFeature, TopKCode, gather_sum, row_dots
-from sae.numerics.step import Aux, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
+from sae.numerics.step import NO_AUX, Aux, Measure, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
 
 
 def make(seed: int, d: int = 6, m: int = 32, rows: int = 40) -> tuple[Parameters, torch.Tensor]:
@@ -45,10 +45,12 @@ def reference(
     return (loss + alpha * aux).detach(), aux.detach(), [t.grad if t.grad is not None else t * 0 for t in leaves]
 
 
-def topk_step(p: Parameters, x: torch.Tensor, k: int, aux: Aux | None = None) -> StepResult:
+def topk_step(p: Parameters, x: torch.Tensor, k: int, aux: Aux = NO_AUX) -> StepResult:
     """The step under test, with chunks of seven rows."""
     buffer = torch.empty(7, len(p.encoder), dtype=x.dtype)
-    return sparse_step(p, x - p.b_dec, lambda c: encode_rows(c, p.encoder, p.b_enc, k, buffer=buffer).flat(), aux)
+    centred = x - p.b_dec
+    code = encode_rows(centred, p.encoder, p.b_enc, k, buffer=buffer).flat()
+    return sparse_step(p, centred, code, Measure.of(centred), aux)
 
 
 NONE = torch.empty(0, dtype=torch.int64)

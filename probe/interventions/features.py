@@ -41,10 +41,25 @@ from probe.interventions.ops import (
 from probe.interventions.timed_dictionary import RowMemory
 
 
+def check_one_site(what: str, dictionary: Any) -> None:
+    """Raises InvalidIntervention for a crosscoder: its codes need rows of several sites or steps, and an operation sees
+    those of one site at one step. The others may not have been computed yet, and rows of later steps never have.
+    """
+    blocks = getattr(getattr(dictionary, "config", None), "blocks", None)
+    if blocks:
+        places = ", ".join(site if step is None else f"{site} at step {step}" for site, step, _ in blocks)
+        raise InvalidIntervention(
+            f"{what}: the dictionary is a crosscoder over {places}; its codes need the rows of all of them, and an "
+            "edit sees one site at one step. Add the feature's direction at a site instead: AddDirection with "
+            "sae.architectures.crosscoder.direction(sae, feature, site)."
+        )
+
+
 def feature_table(what: str, dictionary: Dictionary, values: Any) -> torch.Tensor:
     """(n_steps, m) int64 features, -1 for none; checked against the dictionary and for repetitions within a
     step.
     """
+    check_one_site(what, dictionary)
     table = torch.as_tensor(values).detach().to("cpu")
     if table.is_floating_point() or table.dtype == torch.bool:
         raise InvalidIntervention(f"{what}: features have dtype {table.dtype}; expected integers.")
@@ -338,6 +353,7 @@ def add_feature(
     Returns:
         The operation. It holds the direction alone, so a recipe of it needs no dictionary.
     """
+    check_one_site("add_feature", dictionary)
     d_sae = dictionary.W_dec.shape[0]
     if not 0 <= feature < d_sae:
         raise InvalidIntervention(f"add_feature: feature {feature!r}; the dictionary has 0 to {d_sae - 1}.")

@@ -30,7 +30,28 @@ from sae.numerics.step import Aux, Measure, Parameters, StepResult, normalise_ro
 _PROBE_ENTRIES = 2**23  # pre-activations looked at to set a first threshold
 
 
-class SparseAutoencoder(nn.Module, ABC):
+class Sized:
+    """The sizes in a configuration, by the names that other libraries use."""
+
+    config: SAEConfig
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.config.d_sae
+
+    @property
+    def k(self) -> int:
+        """Features kept for a row, or on average, or aimed at: see the architecture."""
+        return self.config.k
+
+
+class SparseAutoencoder(nn.Module, Sized, ABC):
     """A dictionary and the rule that trains it.
 
     Attributes:
@@ -72,21 +93,6 @@ class SparseAutoencoder(nn.Module, ABC):
         self._arrays = Scratch()
         self.peers: Peers = ALONE
         self.shards: Peers = ALONE
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.config.d_in
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.config.d_sae
-
-    @property
-    def k(self) -> int:
-        """Features kept for a row, or on average, or aimed at: see the architecture."""
-        return self.config.k
 
     # What an architecture defines.
 
@@ -247,16 +253,17 @@ class SparseAutoencoder(nn.Module, ABC):
         self._check(x)
         with torch.no_grad():
             centred = self._centre(x, out=self._arrays.get("centred", x.shape, self.W_dec))
-            result, more = self.step(centred, Aux(dead, self.config.n_aux, self.config.aux_alpha, self.shards))
+            aux = Aux(dead, self.config.n_aux, self.config.aux_alpha, self.shards)
+            result, more = self.step(centred, Measure.of(centred, self.peers), aux)
             gradients = dict(zip(("encoder", "decoder", "b_enc", "b_dec"), result.gradients.tensors(), strict=True))
             remove_parallel(gradients["decoder"], self.W_dec.detach())
             if self.input.fixes_bias:
                 gradients["b_dec"].zero_()
         return result, {**gradients, **more}
 
-    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, measure: Measure, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients for (B, d_in) centred rows, and the gradients of tensors beyond the four."""
-        return sparse_step(self._four(), centred, self.choose, aux, self.peers, measure, self.shards, self._arrays), {}
+        return sparse_step(self._four(), centred, self.choose(centred), measure, aux, self._arrays), {}
 
     def after_update(self) -> None:
         """Unit decoder rows again."""

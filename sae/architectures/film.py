@@ -101,8 +101,8 @@ class FilmSAE(TimedSAE):
             g = gain.detach()[row]
             centred = y * g + shift.detach()[row] * core.scale - core.b_dec
             weight = 1 / g
-            measure = Measure(batch_variance(y, core.peers), weight)
-            result, more = core.step(centred, Aux(dead, core.config.n_aux, core.config.aux_alpha), measure)
+            measure = Measure(batch_variance(y, core.peers), weight, core.peers)
+            result, more = core.step(centred, measure, Aux(dead, core.config.n_aux, core.config.aux_alpha))
             gradients = dict(zip(("encoder", "decoder", "b_enc", "b_dec"), result.gradients.tensors(), strict=True))
             remove_parallel(gradients["decoder"], core.W_dec.detach())
             # (levels, B), 1 where a row has a level: sums by a product, in a fixed order on every device

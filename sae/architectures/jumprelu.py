@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from sae.architectures.autoencoder import SparseAutoencoder
 from sae.config import SAEConfig
-from sae.numerics.peers import ALONE, Peers
 from sae.numerics.selection import entries_above
 from sae.numerics.sparse import ByFeature, FlatCode, gather_sum, row_dots
 from sae.numerics.step import (
+    NO_AUX,
     Aux,
     Measure,
     Parameters,
     StepResult,
     add_aux,
-    batch_variance,
     fired,
     row_gradients,
     sum_of_squares,
@@ -80,13 +79,11 @@ class JumpReLUSAE(SparseAutoencoder):
         with torch.no_grad():
             self.log_threshold.copy_(values.clamp_min(torch.finfo(values.dtype).tiny).log())
 
-    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, measure: Measure, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        theta, width = self.thresholds(), self.config.bandwidth
-        near = entries_above(**self._product(centred), floor=theta - width / 2, matmul=self.config.matmul)
-        result, grad_theta = jumprelu_step(
-            self._four(), centred, near, theta, width, self.k, self.config.sparsity, aux, self.peers, measure
-        )
+        theta, config = self.thresholds(), self.config
+        near = entries_above(**self._product(centred), floor=theta - config.bandwidth / 2, matmul=config.matmul)
+        result, grad_theta = jumprelu_step(self._four(), centred, near, theta, config, measure, aux)
         return result, {"log_threshold": grad_theta * theta}
 
 
@@ -95,34 +92,28 @@ def jumprelu_step(
     centred: Tensor,
     near: FlatCode,
     theta: Tensor,
-    width: float,
-    k: int,
-    weight: float,
-    aux: Aux | None = None,
-    peers: Peers = ALONE,
-    measure: Measure | None = None,
+    config: SAEConfig,
+    measure: Measure,
+    aux: Aux = NO_AUX,
 ) -> tuple[StepResult, Tensor]:
     """Loss and gradients of one batch, the last of theta.
 
     Args:
         parameters: the dictionary.
         centred: (B, d_in) rows less b_dec.
-        near: entries with p > theta - width / 2, values p.
+        near: entries with p > theta - eps / 2, values p.
         theta: (d_sae,) thresholds.
-        width: eps.
-        k: features aimed at.
-        weight: lambda.
+        config: `bandwidth` is eps, `k` the number aimed at, `sparsity` lambda.
+        measure: how errors count.
         aux: the loss that revives dead features.
-        peers: the processes that share the batch.
-        measure: how errors count; None = all alike, over the variance of the batch.
     """
+    peers, width, k, weight = measure.peers, config.bandwidth, config.k, config.sparsity
     n_rows, d_sae = peers.total(centred.shape[0]), theta.shape[0]
     own = theta[near.indices]
     on = (near.values > own).to(centred.dtype)
     # A negative p can lie within eps / 2 of a small threshold; above it, p > theta > 0.
     code = near._replace(values=near.values * on)
     residual = centred - gather_sum(code, parameters.decoder)
-    measure = measure or Measure(batch_variance(centred, peers))
     error = measure.weigh(residual)
     pull = measure.weigh(error)
     sse = sum_of_squares(error)
@@ -143,7 +134,7 @@ def jumprelu_step(
         b_dec=pull.sum(0) * unit - parameters.encoder.T @ grad_b_enc,
     )
     loss, aux_loss = sse / measure.variance + weight * excess.square() / peers.world, torch.zeros_like(sse)
-    if aux is not None and aux.on:
+    if aux.on:
         aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
     by_row = row_gradients(measure, residual, near._replace(values=grad_code), parameters.encoder)

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor
 
 from sae.architectures.batchtopk import BatchTopKSAE
-from sae.numerics.peers import ALONE, Peers
 from sae.numerics.sparse import ByFeature, FlatCode, gather_sum, row_dots
-from sae.numerics.step import Aux, Measure, Parameters, StepResult, add_aux, batch_variance, fired, sum_of_squares
+from sae.numerics.step import NO_AUX, Aux, Measure, Parameters, StepResult, add_aux, fired, sum_of_squares
 
 
 class MatryoshkaSAE(BatchTopKSAE):
     """A nested BatchTopK dictionary; `config.nested` are the sizes m_j."""
 
-    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, measure: Measure, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module."""
-        result = nested_step(self._four(), centred, self.choose(centred), self.config.nested, aux, self.peers, measure)
-        return result, {}
+        return nested_step(self._four(), centred, self.choose(centred), self.config.nested, measure, aux), {}
 
 
 def nested_step(
@@ -36,9 +34,8 @@ def nested_step(
     centred: Tensor,
     code: FlatCode,
     sizes: tuple[int, ...],
-    aux: Aux | None = None,
-    peers: Peers = ALONE,
-    measure: Measure | None = None,
+    measure: Measure,
+    aux: Aux = NO_AUX,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -47,9 +44,8 @@ def nested_step(
         centred: (B, d_in) rows less b_dec.
         code: z, entries >= 0.
         sizes: m_1 < m_2 < ... < m_n = d_sae.
+        measure: how errors count.
         aux: the loss that revives dead features.
-        peers: the processes that share the batch.
-        measure: how errors count; None = all alike, over the variance of the batch.
 
     Memory: n arrays of (B, d_in).
     """
@@ -60,7 +56,6 @@ def nested_step(
     for group in groups:
         residual = residual - gather_sum(group, parameters.decoder)
         residuals.append(residual)
-    measure = measure or Measure(batch_variance(centred, peers))
     errors = [measure.weigh(r) for r in residuals]
     pulls = [measure.weigh(e) for e in errors]
     sse = [sum_of_squares(e) for e in errors]
@@ -84,7 +79,7 @@ def nested_step(
 
     loss = torch.stack(sse).mean() / measure.variance
     aux_loss = torch.zeros_like(loss)
-    if aux is not None and aux.on:
+    if aux.on:
         aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
     by_row: tuple[Tensor | None, Tensor | None] = (None, None)

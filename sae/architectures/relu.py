@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from sae.architectures.autoencoder import SparseAutoencoder
-from sae.numerics.peers import ALONE, Peers
 from sae.numerics.product import pre_activations
 from sae.numerics.selection import entries_above
 from sae.numerics.sparse import FlatCode
-from sae.numerics.step import Aux, Measure, Parameters, StepResult, batch_variance, sum_of_squares
+from sae.numerics.step import Aux, Measure, Parameters, StepResult, sum_of_squares
 
 
 class ReluSAE(SparseAutoencoder):
@@ -34,14 +33,14 @@ class ReluSAE(SparseAutoencoder):
         """Positive entries."""
         return entries_above(**self._product(centred), floor=centred.new_zeros(()))
 
-    def step(self, centred: Tensor, aux: Aux, measure: Measure | None = None) -> tuple[StepResult, dict[str, Tensor]]:
+    def step(self, centred: Tensor, measure: Measure, aux: Aux) -> tuple[StepResult, dict[str, Tensor]]:
         """Loss and gradients; see the module. Errors always count alike: weights would let a small code cost less."""
-        assert measure is None
-        return relu_step(self._four(), centred, self.config.sparsity, self._scratch(centred.shape[0]), self.peers), {}
+        assert measure.weight is None
+        return relu_step(self._four(), centred, self.config.sparsity, measure, self._scratch(centred.shape[0])), {}
 
 
 def relu_step(
-    parameters: Parameters, centred: Tensor, weight: float, buffer: Tensor | None = None, peers: Peers = ALONE
+    parameters: Parameters, centred: Tensor, weight: float, measure: Measure, buffer: Tensor | None = None
 ) -> StepResult:
     """Loss and gradients of one batch.
 
@@ -49,17 +48,17 @@ def relu_step(
         parameters: the dictionary.
         centred: (B, d_in) rows less b_dec.
         weight: lambda.
+        measure: the variance of the batch, and the processes that share it.
         buffer: (rows, d_sae) scratch space; its first axis sets the chunk.
-        peers: the processes that share the batch.
 
     Cost: five dense products.
     """
     encoder, decoder = parameters.encoder, parameters.decoder
     d_sae, d_in = encoder.shape
     gradients = Parameters(*(torch.zeros_like(t) for t in parameters.tensors()))
-    variance = batch_variance(centred, peers)
+    variance = measure.variance
     unit = -2 / variance
-    penalty = weight / (peers.total(centred.shape[0]) * math.sqrt(d_in))
+    penalty = weight / (measure.peers.total(centred.shape[0]) * math.sqrt(d_in))
     sse, total = torch.zeros_like(variance), torch.zeros_like(variance)
     fired = torch.zeros(d_sae, dtype=torch.int64, device=centred.device)
     for rows, pre in pre_activations(centred, encoder, parameters.b_enc, buffer=buffer):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from activations_store import ActivationStore
-from sae.architectures.autoencoder import SparseAutoencoder
+from sae.architectures.autoencoder import Sized, SparseAutoencoder
 from sae.architectures.inputs import Moments
 from sae.config import SAEConfig
 from sae.contract import Loss, SparseDictionary
@@ -32,7 +32,7 @@ from sae.numerics.peers import Peers
 from sae.numerics.sparse import TopKCode
 
 
-class TimedSAE(nn.Module, ABC):
+class TimedSAE(nn.Module, Sized, ABC):
     """One or more architectures, and the rule by which a noise level chooses or changes them.
 
     Attributes:
@@ -77,21 +77,6 @@ class TimedSAE(nn.Module, ABC):
         if value.device != self.levels.device:
             self.levels = self.levels.to(value.device)
         return (value.unsqueeze(-1) - self.levels).abs().argmin(-1)
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.config.d_in
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.config.d_sae
-
-    @property
-    def k(self) -> int:
-        """As for the architecture."""
-        return self.config.k
 
     @property
     def W_dec(self) -> Tensor:

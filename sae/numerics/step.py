@@ -25,8 +25,8 @@ because sum_rows(q E) = E^T-weighted column sums of q. The factor -2 / V of g = 
 entries instead of the rows. The AuxK part works on (rows of a chunk, n_dead) blocks.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -84,8 +84,14 @@ class BatchLoss:
 class Measure:
     """How errors count: sum ||w (x - xh)||^2 / V with a weight for every entry of the batch; 1 where none is given."""
 
-    variance: Tensor  # (): V
+    variance: Tensor  # (): V, of the batch of all processes
     weight: Tensor | None = None  # (B, d_in): w
+    peers: Peers = ALONE  # the processes that share the batch
+
+    @classmethod
+    def of(cls, centred: Tensor, peers: Peers = ALONE) -> Self:
+        """All errors alike, over the variance of the batch."""
+        return cls(batch_variance(centred, peers), peers=peers)
 
     def weigh(self, error: Tensor, rows: slice | None = None) -> Tensor:
         """w * error, of some rows of the batch or of all."""
@@ -96,7 +102,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Aux:
-    """The loss that revives dead features."""
+    """The loss that revives dead features; off as it stands."""
 
     dead: Tensor | None = None  # (n_dead,) int64 indices; None or empty turns it off for this batch
     n_aux: int = 0  # dead features used for a row, at most (ka above is min(n_aux, n_dead), s uses n_aux)
@@ -116,36 +122,32 @@ class Aux:
         return self.n_aux > 0 and self.alpha > 0 and self.n_dead > 0
 
 
+NO_AUX = Aux()
+
+
 def sparse_step(
     parameters: Parameters,
     centred: Tensor,
-    choose: Callable[[Tensor], FlatCode],
-    aux: Aux | None = None,
-    peers: Peers = ALONE,
-    measure: Measure | None = None,
-    shards: Peers = ALONE,
+    code: FlatCode,
+    measure: Measure,
+    aux: Aux = NO_AUX,
     scratch: Scratch | None = None,
 ) -> StepResult:
     """Loss and gradients of one batch.
 
     Args:
-        parameters: the dictionary.
+        parameters: the dictionary, or this process's part of it where `aux.shards` are several.
         centred: (B, d_in), c above.
-        choose: centred rows to the code z, entries >= 0.
-        aux: the loss that revives dead features; None = without.
-        peers: the processes that share the batch.
-        measure: how errors count; None = all alike, over the variance of the batch.
-        shards: the processes that hold the other features; `parameters` and the code are then this process's part.
+        code: z, entries >= 0.
+        measure: how errors count.
+        aux: the loss that revives dead features.
         scratch: arrays to use again; the two large gradients lie in it until the next step.
 
-    Cost: one dense product (the encoder's) and four sparse ones. Memory: a few (B, d_in) and (d_sae, d_in)
-    arrays.
+    Cost: four sparse products. Memory: a few (B, d_in) and (d_sae, d_in) arrays.
     """
-    code = choose(centred)
-    scratch, decoder = scratch or Scratch(), parameters.decoder
+    scratch, decoder, shards = scratch or Scratch(), parameters.decoder, aux.shards
     xh = shards.sum(gather_sum(code, decoder, out=scratch.get("residual", centred.shape, centred)))
     residual = torch.sub(centred, xh, out=xh)  # b_dec cancels
-    measure = measure or Measure(batch_variance(centred, peers))
     error = measure.weigh(residual)
     sse = sum_of_squares(error)
     unit = -2 / measure.variance
@@ -161,7 +163,7 @@ def sparse_step(
         b_dec=pull.sum(0) * unit - shards.sum(parameters.encoder.T @ grad_b_enc),
     )
     loss, aux_loss = sse / measure.variance, torch.zeros_like(sse)
-    if aux is not None and aux.on:
+    if aux.on:
         aux_loss = add_aux(parameters, gradients, centred, residual, measure, aux)
         loss = loss + aux.alpha * aux_loss
     return StepResult(
