@@ -8,14 +8,13 @@ that are done are not repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from apps.bench_unlearn_pool import run_jobs
 from apps.bench_unlearn_prepare import Bench, UnlearnBench, prepare
 from apps.bench_unlearn_tables import frontier_rows, ratios_of, target_rows
 from apps.bench_unlearn_target import scores_of, validation_objective
-from apps.bench_unlearn_world import rows_for
 from apps.measurement import Measurement, write_json
 from apps.progress import bar
 from apps.stages import Say
@@ -86,64 +85,6 @@ def config_record(config: UnlearnBench) -> dict[str, Any]:
     """The configuration as JSON values, without the place where it ran."""
     kept = {key: value for key, value in asdict(config).items() if key != "work"}
     return kept | {"place": config.place.record()}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How much a benchmark is, before it runs.
-
-    Attributes:
-        stages: (method, target) pairs.
-        validation_images: drawn to choose settings.
-        test_images: drawn with edits.
-        unedited_images: drawn once, with those that are recorded.
-        trained: settings of a method that is fitted by training on the model's own samples.
-    """
-
-    stages: int
-    validation_images: int
-    test_images: int
-    unedited_images: int
-    trained: int
-
-    @property
-    def images(self) -> int:
-        """All of them."""
-        return self.validation_images + self.test_images + self.unedited_images
-
-    def text(self, seconds_each: float | None, workers: int) -> str:
-        """For people; with hours if the time of an image on one thread is known."""
-        lines = [
-            f"{self.stages} stages: {self.images:,} images ({self.unedited_images:,} unedited, "
-            f"{self.validation_images:,} to choose settings, {self.test_images:,} to score)"
-        ]
-        if seconds_each is not None:
-            hours = self.images * seconds_each / workers / 3600
-            lines.append(
-                f"about {hours:.1f} hours of drawing with {workers} process{'es' if workers > 1 else ''} at "
-                f"{seconds_each:.2f} s an image; training and attacks come on top"
-            )
-        return "\n".join(lines)
-
-
-def estimate(bench: Bench) -> Estimate:
-    """Counts what a run of everything would draw."""
-    config, test = bench.config, bench.world.test
-    stages = validated = drawn = trained = 0
-    for name in config.methods:
-        m = method(name)
-        for target in config.targets:
-            settings = config.settings(m, *target)
-            if not settings:
-                continue
-            stages += 1
-            if len(settings) > 1 or m.kind == "sae":
-                validated += len(settings) * sum(config.validation)
-            if name != "no_edit":
-                drawn += len(rows_for(test, *target, config.retain_seeds)) + config.batch_size
-            trained += len(settings) if name == "esd" else 0
-    unedited = len(bench.drawn) + len(bench.dealt) + (config.n_recorded if config.dictionary_names() else 0)
-    return Estimate(stages, validated, drawn, unedited, trained)
 
 
 def quick(config: Mapping[str, Any]) -> dict[str, Any]:

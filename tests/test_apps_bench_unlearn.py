@@ -15,18 +15,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from apps import unlearn_config
-from apps.bench_unlearn import Bench, bench_unlearn, best_sae, estimate
+from apps import unlearn_config, unlearning
+from apps.bench_unlearn import Bench, bench_unlearn, best_sae
+from apps.bench_unlearn_estimate import estimate
 from apps.bench_unlearn_figure import frontier_svg
 from apps.bench_unlearn_pool import run_jobs
 from apps.bench_unlearn_prepare import UnlearnBench, prepare
 from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table
 from apps.bench_unlearn_target import spread_rows
 from apps.bench_unlearn_world import CanvasWorld, chosen_targets, dealt_rows, reference_grid, rows_for
+from apps.cli import build_parser
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
 from apps.unlearn_config import CANDIDATES, Features, Rewrite
 from apps.unlearn_methods import METHODS, method
-from apps.unlearning import Sampling
+from apps.unlearn_run import needs_dictionary, unlearn_targets
+from apps.unlearning import Sampling, scored_grid, validation_grid
 from probe.errors import UnknownConcept
 from probe.unlearning import PromptGrid, Setting, evaluate
 from sae import TrainConfig
@@ -200,6 +203,29 @@ def test_features_their_control_and_an_attack(config: UnlearnBench, monkeypatch)
     run_jobs(bench, [("score", "saeuron", "object", "star")], 1, nothing)
     run_jobs(bench, [("score", "random_direction", "object", "star")], 1, nothing)
     assert bench.run.stage("score-random_direction-object-star").read_text() != said
+
+    for name in ("uce", "random_direction"):
+        check_unlearn(config, name, monkeypatch)
+
+
+def check_unlearn(config: UnlearnBench, name: str, monkeypatch) -> None:
+    """``denoscope unlearn --method`` on the benchmark's work folder, on two objects and two styles."""
+    bench = Bench(config)
+    part = {"objects": ("star", "moon"), "styles": ("flat", "neon")}
+    within = {"object": part["objects"], "style": part["styles"]}
+    monkeypatch.setattr(unlearning, "scored_grid", lambda n: scored_grid(n, **part))
+    monkeypatch.setattr(
+        unlearning,
+        "validation_grid",
+        lambda *target, n_target, n_retain, exclude: validation_grid(
+            *target, n_target=2, n_retain=2, exclude=exclude, within=within
+        ),
+    )
+    options = build_parser().parse_args(["unlearn", "--run", str(config.work), "--seeds", "1", "--method", name])
+    rows, ratios = unlearn_targets(options, bench.run, [("object", "star")], bench.pipe, bench.world.judge)
+    assert rows[0]["edit"] and rows[0]["target"] == "star" and ratios["object_ua"] == rows[0]["ua"]
+    assert (bench.run.recipe(f"{name}-object-star") / "recipe.json").is_file()
+    assert needs_dictionary(name) == (name != "uce")
 
 
 # Tables

@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Estimate, measure, write the JSON file with a table and a figure beside it."""
-    from apps.bench_unlearn import bench_unlearn, estimate
+    from apps.bench_unlearn import bench_unlearn
+    from apps.bench_unlearn_estimate import estimate
     from apps.bench_unlearn_figure import frontier_svg
     from apps.bench_unlearn_prepare import Bench
     from apps.bench_unlearn_tables import markdown_table, scores_table
