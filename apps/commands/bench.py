@@ -16,6 +16,7 @@ denoscope bench sae --quick --out quick.json
 denoscope bench directions --out directions.json --work runs/bench-directions
 denoscope bench unlearn --out unlearn.json --workers 2 --retain-seeds 1
 denoscope bench unlearn --out part.json --targets star neon --methods saeuron uce --dry-run
+denoscope bench information --out information.json --work runs/bench-information
 """
 QUICK_N = 96
 
@@ -35,11 +36,15 @@ def add_parser(commands: Commands) -> None:
         "directions: every direction finder is asked for four concepts of canvas: how well its vectors read them, what "
         "adding them does to images, false discoveries with shuffled labels and random directions, and the cost. "
         "unlearn: what does each method forget, what does it break, what does it cost, and does the concept come back "
-        "under attack? Every object and style in turn, settings chosen on images apart from those that are scored.",
+        "under attack? Every object and style in turn, settings chosen on images apart from those that are scored. "
+        "information: what do words tell about images? Maps of the object's word beside the true mask, labels read off "
+        "the errors beside their entropy, words that say the same, and words left out beside what they tell.",
         example=_EXAMPLE,
         resumable=True,
     )
-    parser.add_argument("what", choices=("canvas", "sae", "directions", "unlearn"), help="what to measure")
+    parser.add_argument(
+        "what", choices=("canvas", "sae", "directions", "unlearn", "information"), help="what to measure"
+    )
     parser.add_argument("--n", type=positive, default=1000, help="canvas: prompts; half as many for the held-out pairs")
     parser.add_argument("--quick", action="store_true", help="a small version, within two minutes on two slow cores")
     parser.add_argument(
@@ -54,7 +59,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        help="sae, directions, unlearn: run folder for what is done already (default: OUT without its .json)",
+        help="all but canvas: run folder for what is done already (default: OUT without its .json)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     bench_unlearn.add_options(parser)
@@ -62,7 +67,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and write."""
-    {"canvas": _canvas, "sae": _sae, "directions": _directions, "unlearn": bench_unlearn.run}[options.what](options)
+    parts = {"canvas": _canvas, "sae": _sae, "directions": _directions, "information": _information}
+    (parts | {"unlearn": bench_unlearn.run})[options.what](options)
 
 
 def _canvas(options: argparse.Namespace) -> None:
@@ -119,4 +125,20 @@ def _directions(options: argparse.Namespace) -> None:
     measured = bench_directions(pipe, judge, config, work, print, device=options.device)
     measured.write(out)
     print(directions_table(measured.rows))
+    print(f"\n{out} ({clock})")
+
+
+def _information(options: argparse.Namespace) -> None:
+    from apps.bench_information import QUICK, BenchConfig, bench_information, information_tables
+    from apps.progress import Clock
+    from probe.model import PipelineEps
+
+    out = new_file(options.out, force=options.force)
+    options.model = "canvas"
+    model = PipelineEps(load_model(options))
+    clock = Clock()
+    work = options.work or out.with_suffix("")
+    measured = bench_information(model, QUICK if options.quick else BenchConfig(), work, print, device=options.device)
+    measured.write(out)
+    print(information_tables(measured.rows))
     print(f"\n{out} ({clock})")
