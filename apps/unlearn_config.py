@@ -276,7 +276,7 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     "esd": {factor: _esd(factor) for factor in PHRASES},
     "saeuron": {
         "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
-        "style": _across(tuple(CROSS_ATTENTION), (8, -1.0), (8, -1.5), (8, -2.5)),
+        "style": _across(tuple(CROSS_ATTENTION), (8, -0.75), (8, -1.0), (8, -1.25), (8, -1.5)),
     },
     "norm_scaled": {
         "object": _features("attention", (2, 3), (-1.0, -3.0)),
