@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from probe.canvas.render import render, render_batch
+from probe.canvas.render import carry_points, render, render_batch
 from probe.canvas.world import (
     BACKGROUNDS,
     COLOURS,
@@ -222,3 +222,20 @@ def test_position_moves_the_mask():
         return np.array([(cols * mask).sum(), (rows * mask).sum()]) / mask.sum()
 
     np.testing.assert_allclose(centre(5.0, -4.0) - centre(0.0, 0.0), [5.0, -4.0], atol=0.05)
+
+
+def test_points_are_carried_with_the_object():
+    """The cells of a drawn mask, carried to another place, size, angle and style, lie on the mask drawn there."""
+    source = Scene("key", "flat", "red", "white", x=-4, y=3, size=0.9, angle=-8)
+    target = Scene("key", "mosaic", "blue", "dark", x=5, y=-2, size=1.08, angle=9)
+    masks = [render(scene, 0).mask for scene in (source, target)]
+    rows, columns = np.nonzero(masks[0] > 0.99)
+    points = np.stack([columns, rows], 1) + 0.5
+    moved = carry_points(points, source, target)
+    there = masks[1][moved[:, 1].astype(int), moved[:, 0].astype(int)]
+    assert (there > 0.5).mean() > 0.98
+    np.testing.assert_allclose(carry_points(moved, target, source), points, atol=1e-9)
+    centre = np.array([[32 + source.x, 32 + source.y]])
+    np.testing.assert_allclose(carry_points(centre, source, target), [[32 + target.x, 32 + target.y]])
+    with pytest.raises(SceneError, match="no points of a cup"):
+        carry_points(points, source, Scene("cup", "flat", "red", "white"))

@@ -7,7 +7,7 @@ small Stable Diffusion pipeline trained on the renders (``train`` is how). Read 
 from probe.canvas.captions import paraphrase, partial_caption
 from probe.canvas.judge import Judge, Verdict, shipped_judge
 from probe.canvas.model import MODEL_DIR
-from probe.canvas.render import Batch, Render, render, render_batch
+from probe.canvas.render import Batch, Render, carry_points, render, render_batch
 from probe.canvas.world import (
     BACKGROUNDS,
     COLOURS,
@@ -40,6 +40,7 @@ __all__ = [
     "SceneError",
     "Verdict",
     "caption",
+    "carry_points",
     "is_held_out",
     "paraphrase",
     "parse_caption",

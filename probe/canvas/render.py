@@ -94,7 +94,7 @@ def _place(distances: Image.Image, scene: Scene) -> NDArray[np.float32]:
     """Sample a distance map on the scene's grid: (S, S) float32, image pixels."""
     a = radians(scene.angle)
     # From supersampled image coordinates to map coordinates: p -> R(-angle) (p / 2 - centre) / size.
-    size = scene.size * _ENLARGED.get(scene.style, 1.0)
+    size = _drawn_size(scene)
     step = SAMPLES_PER_UNIT / size
     c, s = step * cos(a), step * sin(a)
     x0, y0 = SIDE / 2 + scene.x, SIDE / 2 + scene.y
@@ -105,6 +105,33 @@ def _place(distances: Image.Image, scene: Scene) -> NDArray[np.float32]:
         (_S, _S), Image.Transform.AFFINE, affine, resample=Image.Resampling.BILINEAR, fillcolor=OUTSIDE
     )
     return np.asarray(placed) * np.float32(size)
+
+
+def _drawn_size(scene: Scene) -> float:
+    return scene.size * _ENLARGED.get(scene.style, 1.0)
+
+
+def carry_points(points: NDArray[np.float64], source: Scene, target: Scene) -> NDArray[np.float64]:
+    """Where points of one scene's object are in another scene's, by the renderer's own placement.
+
+    Args:
+        points: (n, 2) pixel coordinates (x, y) in the source image; the centre of the first pixel is (0.5, 0.5).
+        source, target: scenes of the same object.
+
+    Returns:
+        (n, 2) in the target image; they may lie outside it.
+
+    Raises:
+        SceneError: the scenes show different objects.
+    """
+    if source.object != target.object:
+        raise SceneError(f"carry_points: a {source.object} has no points of a {target.object}.")
+    turn = radians(target.angle - source.angle)
+    grow = _drawn_size(target) / _drawn_size(source)
+    rotation = grow * np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
+    centre = np.full(2, SIDE / 2)
+    shifted = np.asarray(points, np.float64) - centre - (source.x, source.y)
+    return shifted @ rotation.T + centre + (target.x, target.y)
 
 
 def _halve(x: Array) -> Array:

@@ -16,6 +16,7 @@ The means come from the pipeline's own call, with x_t put in at every step; the 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,24 +58,44 @@ def invert(
         there. Costs one generation.
 
     Raises:
-        InvalidRequest: eta or shapes do not fit.
+        InvalidRequest: eta or shapes do not fit, or eta is too large for a schedule that begins with pure noise.
         UnsupportedPipeline: the sampler is not DDIM.
     """
     if not 0 < eta <= 1 or x0.ndim != 4 or len(x0) != len(prompts):
         raise InvalidRequest(f"invert: eta {eta!r}, latents {tuple(x0.shape)} for {len(prompts)} prompts do not fit.")
     timesteps, _ = schedule(pipe, steps)
     abar = torch.stack([pipe.scheduler.alphas_cumprod[t] for t in timesteps]).to(x0)
-    draw = torch.Generator("cpu").manual_seed(seed)
-    noise = torch.randn((steps, *x0.shape), generator=draw, dtype=x0.dtype).to(x0.device)
-    signal = abar.sqrt()[:, None, None, None, None]
-    x_t = signal * x0 + (1 - abar).sqrt()[:, None, None, None, None] * noise
-    means = _means(pipe, x_t, prompts, steps, guidance, eta)
-    after = torch.cat([abar[1:], torch.ones(1).to(abar)])
+    after = _levels_after(pipe.scheduler, timesteps, steps).to(x0)
     sigma = eta * ((1 - after) / (1 - abar) * (1 - abar / after)).sqrt()
+    if bool((1 - after - sigma.square() < 0).any()):
+        raise InvalidRequest(
+            f"invert: at eta {eta:g} all noise of the first step is fresh, because the schedule begins with pure "
+            "noise, and the sampler takes the root of a rounding error. Use an eta below 1, such as 0.99."
+        )
+    x_t = noised_states(pipe, x0, steps=steps, seed=seed)
+    means = _means(pipe, x_t, prompts, steps, guidance, eta)
     z = torch.zeros_like(x_t)
     z[:-1] = (x_t[1:] - means[:-1]) / sigma[:-1, None, None, None, None]
     start = Intervention("sampler:x_t", _patch(x_t[:1]), steps=[0])
     return start, Intervention("sampler:noise", _patch(z))
+
+
+def _levels_after(scheduler: Any, timesteps: Sequence[int], steps: int) -> torch.Tensor:
+    """abar' of every step, as the sampler takes it: a fixed number of timesteps further on, which is not quite the next
+    of its timesteps where the number of steps does not divide the training steps.
+    """
+    further = [t - scheduler.config.num_train_timesteps // steps for t in timesteps]
+    return torch.stack([scheduler.alphas_cumprod[t] if t >= 0 else scheduler.final_alpha_cumprod for t in further])
+
+
+def noised_states(pipe: Pipeline, x0: torch.Tensor, *, steps: int, seed: int) -> torch.Tensor:
+    """The x_t of every step, with noise of its own: (steps, n, channels, height, width), as ``invert`` draws them."""
+    timesteps, _ = schedule(pipe, steps)
+    abar = torch.stack([pipe.scheduler.alphas_cumprod[t] for t in timesteps]).to(x0)
+    draw = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn((steps, *x0.shape), generator=draw, dtype=x0.dtype).to(x0.device)
+    signal = abar.sqrt()[:, None, None, None, None]
+    return signal * x0 + (1 - abar).sqrt()[:, None, None, None, None] * noise
 
 
 def _means(
