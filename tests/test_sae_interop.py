@@ -31,6 +31,8 @@ def sparsify(tmp_path: Path) -> tuple[Path, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library and what it imports
         library = pytest.importorskip("sparsify")
+        # With Triton installed it decodes by it, on a CPU too, where that cannot run.
+        library.sparse_coder.decoder_impl = library.utils.eager_decode
         coder = library.SparseCoder(D, library.SparseCoderConfig(num_latents=M, k=K))
     with torch.no_grad():
         coder.encoder.weight.copy_(draw(M, D, seed=2))
@@ -135,6 +137,43 @@ def test_sae_lens_without_the_decoder_bias_at_the_input(tmp_path: Path, gate: st
     torch.testing.assert_close(open_sae(tmp_path)(x).detach(), output, rtol=1e-5, atol=1e-4)
 
 
+def standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    return (x - mean) / (deviation + 1e-5), deviation, mean
+
+
+def test_sparsify_on_standardised_rows(sparsify: tuple[Path, Any], tmp_path: Path) -> None:
+    """SAeUron's `input_unit_norm`: the library's coder reads standardised rows, and what it makes is scaled back."""
+    folder, coder = sparsify
+    cfg(input_unit_norm=True, batch_topk=True)(folder)
+    ours, x = open_sae(folder, site="unet.up_blocks.1.attentions.1:out"), rows()
+    y, deviation, mean = standardised(x)
+    with torch.no_grad():
+        theirs = coder.encode(y)
+        codes = torch.zeros(len(x), M).scatter(-1, theirs.top_indices, theirs.top_acts) * deviation
+        output = coder(y).sae_out * deviation + mean
+    z = ours.encode(x).detach()
+    torch.testing.assert_close(z[:, :M], codes, rtol=1e-5, atol=1e-5)
+    assert (ours.config.d_sae, ours.d_sae, ours.k) == (M + 3, M + 3, K)
+    torch.testing.assert_close(ours.encode_sparse(x).to_dense(M + 3), z)
+    torch.testing.assert_close(ours.decode(z), output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(x), output, rtol=1e-5, atol=1e-5)
+    unit = torch.eye(M + 3)
+    torch.testing.assert_close(ours.decode(unit) - ours.decode(0 * unit), ours.directions)
+    assert bool((z >= 0).all())
+    maps = x.view(5, 10, D)
+    assert ours.decode_sparse(ours.encode_sparse(maps)).shape == maps.shape
+    with pytest.raises(UnsupportedSAE, match="standardised one by one"):
+        save_sae(ours, tmp_path / "no")
+
+
+def test_openai_on_standardised_rows(openai: Path) -> None:
+    plain, x = open_sae(openai), rows()
+    cfg(normalize=True)(openai)
+    y, deviation, mean = standardised(x)
+    torch.testing.assert_close(open_sae(openai)(x), plain(y).detach() * deviation + mean, rtol=1e-5, atol=1e-5)
+
+
 def test_openai_layout(openai: Path) -> None:
     """z = ReLU(TopK(E (x - b) + c)), xh = D z + b, written out."""
     t, x = openai_tensors(), rows()
@@ -217,7 +256,7 @@ def header(shape: list[int], n_bytes: int) -> Callable[[Path], None]:
         (cfg(activation="groupmax"), UnsupportedSAE, "activation to 'groupmax'"),
         (cfg(skip_connection=True), UnsupportedSAE, "skip_connection"),
         (cfg(transcode=True), UnsupportedSAE, "transcode"),
-        (cfg(input_unit_norm=True), UnsupportedSAE, "input_unit_norm"),
+        (cfg(input_unit_norm="yes"), CorruptFile, "input_unit_norm to 'yes'"),
         (cfg(k=None), CorruptFile, "does not say k"),
         (cfg(k=M + 1), CorruptFile, "between 1 and d_sae"),
         (cfg(k="4"), CorruptFile, "whole number"),
@@ -255,7 +294,7 @@ def test_hostile_folders_give_one_error(
     [
         (cfg(n_dirs_local=M + 1), CorruptFile, "n_dirs_local 41"),
         (cfg(d_model=D + 1), CorruptFile, "d_model 13"),
-        (cfg(normalize=True), UnsupportedSAE, "normalize"),
+        (cfg(normalize=1), CorruptFile, "normalize to 1"),
         (tensor("pre_bias", None), UnsupportedSAE, "OpenAI's TopK"),
         (tensor("latent_bias", torch.zeros(D)), CorruptFile, r"expected \(40,\)"),
     ],

@@ -17,6 +17,7 @@ from probe.interventions.ops import Pack, Unpack
 from probe.interventions.plain_dictionary import (
     Dictionary,
     PlainDictionary,
+    StandardisedDictionary,
     ThresholdDictionary,
     TopKDictionary,
     UnitNormDictionary,
@@ -24,7 +25,7 @@ from probe.interventions.plain_dictionary import (
 from probe.interventions.timed_dictionary import Film, MomentDictionary, Predictor, TimedDictionary
 
 StoredDictionary = PlainDictionary | TimedDictionary
-_STORED = (TopKDictionary, ThresholdDictionary, UnitNormDictionary, TimedDictionary)
+_STORED = (TopKDictionary, ThresholdDictionary, UnitNormDictionary, StandardisedDictionary, TimedDictionary)
 _FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
 _TEST_ROWS = 64
 
@@ -36,7 +37,8 @@ def as_dictionary(source: Any) -> StoredDictionary:
         source: an object with ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec``, ``encode``, and ``k`` or ``cfg.k`` (TopK), or
             thresholds (``thresholds()`` or ``threshold``), or an ``architecture`` that is a ReLU. If it has
             ``folded()``, that is called first and must return the same with no scaling of its input. One in which
-            time enters has ``cores``, ``levels`` and ``at(log_snr)`` instead.
+            time enters has ``cores``, ``levels`` and ``at(log_snr)`` instead; one that standardises each row first
+            says so by ``standardises_rows`` and has the ``core`` that reads them.
 
     Raises:
         InvalidIntervention: it lacks one of these, or its codes are not what its tensors say.
@@ -55,7 +57,11 @@ def as_dictionary(source: Any) -> StoredDictionary:
 
 
 def _plain(source: Any) -> PlainDictionary:
-    """The tensors of an architecture, without what stands before it unless that is a norm."""
+    """The tensors of an architecture, without what stands before it unless that is made of the row itself."""
+    if getattr(source, "standardises_rows", False):
+        core = _plain(source.core)
+        assert isinstance(core, TopKDictionary | ThresholdDictionary)
+        return StandardisedDictionary(core)
     config = getattr(source, "cfg", getattr(source, "config", None))
     name = type(source).__name__
     missing = [field for field in (*_FOUR, "encode") if not hasattr(source, field)]
@@ -124,8 +130,8 @@ def _timed(source: Any) -> TimedDictionary:
 
 def _test_rows(made: PlainDictionary) -> torch.Tensor:
     """Rows that features answer to."""
-    inner = made.inner if isinstance(made, UnitNormDictionary) else made
-    centre = made.mean if isinstance(made, UnitNormDictionary) else made.b_dec
+    inner = made.inner if isinstance(made, UnitNormDictionary | StandardisedDictionary) else made
+    centre = made.mean if isinstance(made, UnitNormDictionary) else inner.b_dec
     d = len(centre)
     noise = torch.randn(_TEST_ROWS, d, generator=torch.Generator("cpu").manual_seed(0)).to(centre.device)
     size = inner.W_enc.norm(dim=0).clamp_min(1e-12).mean().reciprocal()
@@ -186,6 +192,8 @@ def dictionary_record(dictionary: Any, pack: Pack) -> dict[str, Any]:
         return {"kind": "threshold"} | _packed(stored.to_tensors(), pack)
     if isinstance(stored, UnitNormDictionary):
         return {"kind": "unit", "inner": dictionary_record(stored.inner, pack), "mean": pack(stored.mean)}
+    if isinstance(stored, StandardisedDictionary):
+        return {"kind": "standardised", "inner": dictionary_record(stored.inner, pack)}
     return {
         "kind": "timed",
         "members": [dictionary_record(member, pack) for member in stored.members],
@@ -213,13 +221,13 @@ def dictionary_of(record: Mapping[str, Any], unpack: Unpack) -> StoredDictionary
 
 def _plain_of(record: Mapping[str, Any], unpack: Unpack) -> PlainDictionary:
     kind = record["kind"]
-    if kind == "unit":
+    if kind in ("unit", "standardised"):
         inner = _plain_of(record["inner"], unpack)
-        assert not isinstance(inner, UnitNormDictionary)
-        return UnitNormDictionary(inner, unpack(record["mean"]))
+        assert isinstance(inner, TopKDictionary | ThresholdDictionary)
+        return UnitNormDictionary(inner, unpack(record["mean"])) if kind == "unit" else StandardisedDictionary(inner)
     if kind not in ("topk", "threshold"):
         raise InvalidIntervention(
-            f"recipe: dictionary of kind {kind!r}; this version reads topk, threshold, unit, timed."
+            f"recipe: dictionary of kind {kind!r}; this version reads topk, threshold, unit, standardised, timed."
         )
     four = [unpack(record[name]) for name in _FOUR]
     if kind == "topk":
@@ -235,6 +243,7 @@ __all__ = [
     "Dictionary",
     "MomentDictionary",
     "PlainDictionary",
+    "StandardisedDictionary",
     "StoredDictionary",
     "ThresholdDictionary",
     "TimedDictionary",

@@ -5,6 +5,7 @@ All read p = (x - b_dec) W_enc + b_enc and reconstruct x_hat = z W_dec + b_dec. 
     TopKDictionary         z = ReLU(TopK_k(p))
     ThresholdDictionary    z_i = p_i where p_i > threshold_i       (thresholds 0: a ReLU)
     UnitNormDictionary     z = ||x - m|| z', with z' the code of (x - m) / ||x - m|| in another dictionary
+    StandardisedDictionary z = s z', with z' the code of (x - m) / s in another; m, s: mean and deviation of each row
 
 They are held as tensors because a recipe stores them, so that it replays without the autoencoder's folder. And an edit
 of a few features needs only their codes. With thresholds each feature stands alone. Among the k largest a feature is on
@@ -236,4 +237,50 @@ class UnitNormDictionary:
         return centred / length, length
 
 
-PlainDictionary = TopKDictionary | ThresholdDictionary | UnitNormDictionary
+@dataclass(frozen=True, eq=False)
+class StandardisedDictionary:
+    """A dictionary of rows of mean 0 and deviation 1, as one of any rows: x_hat = s (z W_dec + b_dec) + m.
+
+    Codes are s z, in the units of x, then three that say how the row was standardised: s (direction b_dec), and the
+    positive and the negative part of m (directions (1, ..., 1) and its negative).
+
+    Attributes:
+        inner: reads (x - m) / (s + 1e-5), with m and s the mean and standard deviation of a row over its channels.
+    """
+
+    inner: TopKDictionary | ThresholdDictionary
+
+    @property
+    def W_dec(self) -> torch.Tensor:
+        """(d_sae, d)."""
+        ones = torch.ones_like(self.inner.b_dec)
+        return torch.cat([self.inner.W_dec, torch.stack([self.inner.b_dec, ones, -ones])])
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., d) rows to a dense (..., d_sae) code in the units of x."""
+        y, more = self._split(x)
+        return torch.cat([self.inner.encode(y) * more[..., :1], more], -1)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(..., d_sae) code to (..., d) rows."""
+        return z @ self.W_dec
+
+    def encode_features(self, x: torch.Tensor, features: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+        """(N, m) codes of a few features; see ``TopKDictionary``."""
+        y, more = self._split(x)
+        first = self.inner.W_dec.shape[0]
+        own = features < first
+        z = more.new_empty(len(x), len(features))
+        z[:, own] = self.inner.encode_features(y, features[own], torch.zeros_like(above[own])) * more[:, :1]
+        z[:, ~own] = more[:, features[~own] - first]
+        return z
+
+    @staticmethod
+    def _split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = x.float().mean(-1, keepdim=True)
+        centred = x.float() - mean
+        deviation = centred.std(-1, keepdim=True)
+        return centred / (deviation + 1e-5), torch.cat([deviation, mean.relu(), (-mean).relu()], -1)
+
+
+PlainDictionary = TopKDictionary | ThresholdDictionary | UnitNormDictionary | StandardisedDictionary

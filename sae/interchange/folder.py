@@ -31,6 +31,7 @@ from sae._files import atomic_path, expect_tensors, file_hash, read_json, write_
 from sae.architectures.make import CLASSES, Dictionary, file_shapes, make_sae
 from sae.config import SAEConfig
 from sae.errors import ConfigError, CorruptFile, NewerFormat, NotAnSAE, SAESiteMismatch, UnsupportedSAE
+from sae.interchange.standardised import StandardisedSAE
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
@@ -44,10 +45,17 @@ _FOLDED_OPTIONS = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm":
 _EXPECTED_OPTIONS = {"normalize_activations": "none", "reshape_activations": "none"}
 
 
-def save_sae(sae: Dictionary, folder: str | Path) -> Path:
-    """Writes `sae` into `folder` (created if needed) and returns the folder. Each file is replaced
-    atomically.
+def save_sae(sae: Dictionary | StandardisedSAE, folder: str | Path) -> Path:
+    """Writes `sae` into `folder` (created if needed) and returns the folder. Each file is replaced atomically.
+
+    Raises:
+        UnsupportedSAE: rows are standardised one by one before it reads them.
     """
+    if isinstance(sae, StandardisedSAE):
+        raise UnsupportedSAE(
+            "This dictionary reads rows that are standardised one by one, which the folder format of sae-lens cannot "
+            "say. Use it from the folder that it was read from."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sae.folded().file_tensors().items()}

@@ -9,7 +9,8 @@ TopK of a ReLU and ReLU of a TopK are the same code, so the last two are TopK di
 Their decoder rows are taken as they are: scaling one to unit length would change which k entries are the largest.
 
 SAeUron trained with BatchTopK and switches it off when it uses a dictionary: each row then keeps its own k largest.
-That is what is read. Its per-row input normalisation, skip connections, transcoders and GroupMax are other functions,
+That is what is read. Where each row is standardised first (SAeUron's `input_unit_norm`, OpenAI's `normalize`), the
+dictionary has three features more (standardised.py). Skip connections, transcoders and GroupMax are other functions,
 and are refused.
 
 Nothing is unpickled. A torch file (.pt, .pth) is a pickle also where it is read with ``weights_only=True``, so it is
@@ -27,12 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae._files import read_json, tensor_header
-from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.make import Dictionary
 from sae.architectures.topk import TopKSAE
 from sae.config import SAEConfig
 from sae.errors import ConfigError, CorruptFile, NotAnSAE, UnsupportedSAE
 from sae.interchange.folder import CONFIG_NAME, WEIGHTS_NAME, load_sae
+from sae.interchange.standardised import StandardisedSAE
 
 SAE_LENS, SPARSIFY, OPENAI = "sae-lens", "eai-sparsify", "openai-topk"
 MAX_WEIGHT_BYTES = 64 * 2**30
@@ -48,14 +49,13 @@ _PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation": ("topk",),
     "skip_connection": (False,),
     "transcode": (False,),
-    "input_unit_norm": (False,),
     "sample_topk": (False,),
 }
 
 
 def open_sae(
     path: str | Path, *, site: str | None = None, k: int | None = None, device: str | torch.device = "cpu"
-) -> Dictionary:
+) -> Dictionary | StandardisedSAE:
     """Opens the dictionary in a folder, whichever library wrote it.
 
     Args:
@@ -144,7 +144,7 @@ def _pickle(path: Path) -> UnsupportedSAE:
     )
 
 
-def _read_sparsify(folder: Path, weights: Path) -> SparseAutoencoder:
+def _read_sparsify(folder: Path, weights: Path) -> TopKSAE | StandardisedSAE:
     where = (folder if folder.is_dir() else folder.parent) / CONFIG_NAME
     cfg = _config(where)
     if not cfg:
@@ -168,18 +168,17 @@ def _read_sparsify(folder: Path, weights: Path) -> SparseAutoencoder:
         b_enc=tensors["encoder.bias"],
         b_dec=tensors["b_dec"],
         settings=cfg,
+        standardised="input_unit_norm",
     )
 
 
-def _read_openai(weights: Path, k: int | None) -> SparseAutoencoder:
+def _read_openai(weights: Path, k: int | None) -> TopKSAE | StandardisedSAE:
     where = weights.parent / "config.json"
     cfg = _config(where)
     tensors, d_sae, d_in = _tensors(weights, _OPENAI)
     for name, size in {"d_model": d_in, "n_dirs_local": d_sae, "n_dirs": d_sae}.items():
         if cfg.get(name, size) != size:
             raise CorruptFile(f"{where} says {name} {cfg[name]!r}; {weights.name} has {size}.")
-    if cfg.get("normalize"):
-        raise UnsupportedSAE(f"{where} sets normalize: each row is standardised first, which is not read here.")
     if "k" not in cfg and k is None:
         raise UnsupportedSAE(f"{weights} does not say how many features a row keeps; give k, or {where} with a k.")
     return _topk(
@@ -191,6 +190,7 @@ def _read_openai(weights: Path, k: int | None) -> SparseAutoencoder:
         b_enc=tensors["latent_bias"],
         b_dec=tensors["pre_bias"],
         settings=cfg,
+        standardised="normalize",
     )
 
 
@@ -243,8 +243,13 @@ def _topk(
     b_enc: Tensor,
     b_dec: Tensor,
     settings: Mapping[str, Any],
-) -> TopKSAE:
-    """A TopK dictionary from (d_sae, d_in) encoder and decoder rows."""
+    standardised: str,
+) -> TopKSAE | StandardisedSAE:
+    """A TopK dictionary from (d_sae, d_in) encoder and decoder rows; `standardised` names the setting that says whether
+    rows are brought to mean 0 and deviation 1 first.
+    """
+    if not isinstance(settings.get(standardised, False), bool):
+        raise CorruptFile(f"{where} sets {standardised} to {settings[standardised]!r}; expected true or false.")
     try:
         config = SAEConfig(**sizes)
     except ConfigError as error:
@@ -255,4 +260,4 @@ def _topk(
         sae.W_dec.copy_(decoder)
         sae.b_enc.copy_(b_enc)
         sae.b_dec.copy_(b_dec)
-    return sae
+    return StandardisedSAE(sae) if settings.get(standardised) else sae
