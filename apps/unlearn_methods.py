@@ -86,6 +86,8 @@ class Learned:
         return [other for other in self.labels[factor] if other != label]
 
 
+Candidates = Mapping[str, Mapping[str, tuple[Candidate, ...]]]
+"""Settings by method and factor."""
 Fit = Callable[[Learned, str, str, Any], Edits]
 """Takes (learned, factor, label, setting)."""
 
@@ -108,9 +110,9 @@ class Method:
     takes: type[Candidate]
     fit: Fit
 
-    def settings(self, factor: str, label: str) -> tuple[Candidate, ...]:
+    def settings(self, factor: str, label: str, candidates: Candidates = CANDIDATES) -> tuple[Candidate, ...]:
         """The settings to choose from for a target; none if the method does not run on the factor."""
-        found = CANDIDATES.get(self.name, {}).get(factor, ())
+        found = candidates.get(self.name, {}).get(factor, ())
         return tuple(s for s in found if not (isinstance(s, Rewrite) and s.guide == label))
 
     def candidates(self, learned: Learned, factor: str, label: str) -> dict[str, Edits]:
@@ -138,6 +140,11 @@ def with_dictionary(setting: Candidate, name: str, site: str) -> Candidate:
     return replace(setting, sites=(site,)) if isinstance(setting, Direction) else setting
 
 
+def _said(phrase: str, label: str) -> str:
+    """A phrase with a label as prompts say it: labels are parts of file names and have underscores for spaces."""
+    return phrase.format(label.replace("_", " "))
+
+
 def _no_edit(learned: Learned, factor: str, label: str, setting: Plain) -> Edits:
     from probe.unlearning import no_edit
 
@@ -153,7 +160,7 @@ def _random_direction(learned: Learned, factor: str, label: str, setting: Plain)
 def _negative_prompt(learned: Learned, factor: str, label: str, setting: Phrase) -> Edits:
     from probe.unlearning import negative_prompt
 
-    return negative_prompt(learned.pipe, setting.phrase.format(label))
+    return negative_prompt(learned.pipe, _said(setting.phrase, label))
 
 
 def _projection(name: str) -> Fit:
@@ -177,9 +184,9 @@ def _uce(learned: Learned, factor: str, label: str, setting: Rewrite) -> Edits:
 
     return uce(
         learned.pipe,
-        [setting.phrase.format(label)],
-        setting.phrase.format(setting.guide),
-        [setting.phrase.format(other) for other in learned.others(factor, label)],
+        [_said(setting.phrase, label)],
+        _said(setting.phrase, setting.guide),
+        [_said(setting.phrase, other) for other in learned.others(factor, label)],
         lam=setting.lam,
         erase_scale=setting.erase_scale,
         tokens=setting.tokens,
@@ -189,7 +196,7 @@ def _uce(learned: Learned, factor: str, label: str, setting: Rewrite) -> Edits:
 def _esd(learned: Learned, factor: str, label: str, setting: Tuned) -> Edits:
     from probe.unlearning import esd
 
-    return esd(learned.pipe, setting.phrase.format(label), setting=setting.setting, steps=learned.steps)
+    return esd(learned.pipe, _said(setting.phrase, label), setting=setting.setting, steps=learned.steps)
 
 
 def _feature_edit(name: str) -> Fit:
@@ -231,7 +238,7 @@ def _concept_steerer(learned: Learned, factor: str, label: str, setting: TextSte
     dictionary = learned.dictionary(setting.dictionary)
     return concept_steerer(
         learned.pipe,
-        setting.phrase.format(label),
+        _said(setting.phrase, label),
         dictionary=dictionary,
         site=dictionary.config.site,
         strength=setting.strength,
@@ -245,8 +252,8 @@ def _deactivate(learned: Learned, factor: str, label: str, setting: TextFeatures
     dictionary = learned.dictionary(setting.dictionary)
     return deactivate(
         learned.pipe,
-        [setting.phrase.format(label)],
-        [setting.phrase.format(other) for other in learned.others(factor, label)],
+        [_said(setting.phrase, label)],
+        [_said(setting.phrase, other) for other in learned.others(factor, label)],
         dictionary=dictionary,
         site=dictionary.config.site,
         n_features=setting.n_features,
