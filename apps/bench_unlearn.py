@@ -7,14 +7,17 @@ that are done are not repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from apps import unlearning
 from apps.bench_unlearn_pool import run_jobs
 from apps.bench_unlearn_prepare import Bench, UnlearnBench, prepare
+from apps.bench_unlearn_sheet import target_sheet
 from apps.bench_unlearn_tables import frontier_rows, ratios_of, target_rows
 from apps.bench_unlearn_target import scores_of, validation_objective
+from apps.images import save_png
 from apps.measurement import Measurement, write_json
 from apps.progress import bar
 from apps.stages import Say
@@ -23,6 +26,23 @@ from apps.unlearn_methods import method
 Records = dict[tuple[str, str, str], dict[str, Any]]
 """What a stage left, by (method, factor, label)."""
 _CONTROL = "random_direction"
+QUICK: dict[str, Any] = {
+    "objects": ("star", "heart", "moon", "cat"),
+    "styles": ("flat", "mosaic", "neon", "clay"),
+    "n_seeds": 2,
+    "retain_seeds": 1,
+    "n_recorded": 96,
+    "validation": (8, 12),
+    "max_settings": 2,
+    "train_rows": 200_000,
+    "attack_images": 5,
+}
+"""A small part of the world, within minutes on two slow cores."""
+QUICK_METHODS, QUICK_TARGETS, QUICK_ATTACKS = (
+    ("no_edit", _CONTROL, "uce", "saeuron"),
+    ("star", "mosaic"),
+    ("paraphrase",),
+)
 
 
 def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -> Measurement:
@@ -44,7 +64,7 @@ def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -
             (what, name, *target)
             for name in names
             for target in config.targets
-            if config.settings(method(name), *target)
+            if config.settings(method(name), *target) and (name != _CONTROL or target[0] in bench.best_sae)
         ]
         with bar(what, "stage") as progress:
             found = run_jobs(bench, jobs, workers, progress)
@@ -58,6 +78,10 @@ def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -
         records |= run("score", [_CONTROL])
     attacked = run("attack", config.methods) if config.attacks else {}
     audited = run("audit", config.methods) if config.audit else {}
+    for factor in unlearning.DOMAINS:  # one picture for each factor, of its first target
+        label = next((target[1] for target in config.targets if target[0] == factor), None)
+        if label is not None:
+            save_png(config.work / f"{factor}.png", target_sheet(bench, records, factor, label))
     return _measurement(bench, records, attacked, audited)
 
 
@@ -85,21 +109,3 @@ def config_record(config: UnlearnBench) -> dict[str, Any]:
     """The configuration as JSON values, without the place where it ran."""
     kept = {key: value for key, value in asdict(config).items() if key != "work"}
     return kept | {"place": config.place.record()}
-
-
-def quick(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration cut down to a few minutes on two slow cores."""
-    return dict(config) | {
-        "methods": ("no_edit", "random_direction", "uce", "saeuron"),
-        "targets": (("object", "star"), ("style", "mosaic")),
-        "objects": ("star", "heart", "moon", "cat"),
-        "styles": ("flat", "mosaic", "neon", "clay"),
-        "n_seeds": 2,
-        "retain_seeds": 1,
-        "n_recorded": 96,
-        "validation": (8, 12),
-        "max_settings": 2,
-        "train_rows": 200_000,
-        "attacks": tuple(name for name in config.get("attacks", ()) if name == "paraphrase"),
-        "attack_images": 5,
-    }

@@ -27,7 +27,7 @@ VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
 """Scores of a setting on validation images that are kept."""
 UNATTACKED = "none"
 """The attack stage's own name for the prompts as they are."""
-_N_SHOWN = 10
+_N_SHOWN = 10  # at least as many as the sheets have columns
 _SPREAD = 7  # shown and attacked rows are dealt in this order over seeds and labels; prime to their numbers
 
 

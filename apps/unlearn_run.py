@@ -15,13 +15,17 @@ from apps.progress import bar
 from apps.stages import Stages, file_hash
 from apps.unlearn_config import Candidate, Features
 from apps.unlearn_methods import Edits, Learned, method, with_dictionary
-from apps.unlearning import setting_grid
+from apps.unlearning import setting_grid, setting_text
 from probe.canvas import FACTORS
 from probe.unlearning import OBJECTS, STYLES, Setting
 from sae import load_sae
 
 if TYPE_CHECKING:
     from apps.runs import Run
+
+Settings = dict[str, Candidate]
+"""Settings to try, by name."""
+_THE_RUNS = "dictionary"  # a run's settings need no name for the one dictionary there is
 
 
 def unlearn_targets(
@@ -52,19 +56,19 @@ def unlearn_targets(
             "dictionary": dictionary_hash,
             "store": store.hashes,
             "grid": unlearning.grid_record(grid),
-            "settings": [asdict(setting) for setting in settings],
+            "settings": {name: asdict(setting) for name, setting in settings.items()},
             "sampling": asdict(sampling),
             "target": [factor, label],
         }
 
-        def work(factor: str = factor, label: str = label, settings: list = settings) -> dict[str, Any]:
+        def work(factor: str = factor, label: str = label, settings: Settings = settings) -> dict[str, Any]:
             with bar(f"choose a setting for {label}") as progress:
                 fit = method(options.method).fit
                 edit = unlearning.choose_edit(
                     options.method,
                     factor,
                     label,
-                    {setting.name: fit(learned, factor, label, setting) for setting in settings},
+                    {name: fit(learned, factor, label, setting) for name, setting in settings.items()},
                     pipe=pipe,
                     judge=judge,
                     sampling=sampling,
@@ -101,7 +105,7 @@ def learned_of(
     bundle = bundle_of(target_run, name, store)
 
     def pushed(factor: str, label: str) -> Edits:
-        setting = Features((name,), settings_of(options, factor)[0])
+        setting = Features((_THE_RUNS,), settings_of(options, factor)[0])
         return method("saeuron").fit(learned, factor, label, setting)
 
     learned = Learned(pipe, store, FACTORS, steps, lambda _: sae, lambda _, factor: bundle.scores(factor), pushed)
@@ -112,7 +116,7 @@ def _absent(*asked: str) -> Any:
     raise InvalidOption(f"unlearn: the method asked for {asked}, and was given no dictionary.")
 
 
-def candidate_settings(options: argparse.Namespace, factor: str, label: str, learned: Learned) -> list[Candidate]:
+def candidate_settings(options: argparse.Namespace, factor: str, label: str, learned: Learned) -> Settings:
     """The settings to try: of the options for methods that push features, else the benchmark's at this dictionary.
 
     Raises:
@@ -120,14 +124,14 @@ def candidate_settings(options: argparse.Namespace, factor: str, label: str, lea
     """
     m = method(options.method)
     if m.takes is Features:
-        return [Features((options.sae or "dictionary",), setting) for setting in settings_of(options, factor)]
-    found = list(m.settings(factor, label))
+        return {setting_text(s): Features((_THE_RUNS,), s) for s in settings_of(options, factor)}
+    found = m.settings(factor, label)
     if needs_dictionary(options.method):
-        site = learned.dictionary("").config.site
-        found = [with_dictionary(setting, options.sae or "dictionary", site) for setting in found]
+        site = learned.dictionary(_THE_RUNS).config.site
+        found = [with_dictionary(setting, _THE_RUNS, site) for setting in found]
     if not found:
         raise InvalidOption(f"unlearn: {options.method} has no settings for the factor {factor!r}.")
-    return list(dict.fromkeys(found))
+    return {setting.name: setting for setting in found}
 
 
 def settings_of(options: argparse.Namespace, factor: str) -> list[Setting]:

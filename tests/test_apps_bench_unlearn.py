@@ -24,8 +24,9 @@ from apps.bench_unlearn_prepare import UnlearnBench, prepare
 from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table
 from apps.bench_unlearn_target import spread_rows
 from apps.bench_unlearn_world import CanvasWorld, chosen_targets, dealt_rows, reference_grid, rows_for
-from apps.cli import build_parser
+from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
+from apps.images import read_image
 from apps.unlearn_config import CANDIDATES, Features, Rewrite
 from apps.unlearn_methods import METHODS, method
 from apps.unlearn_run import needs_dictionary, unlearn_targets
@@ -113,6 +114,18 @@ def test_bad_requests_are_refused(tmp_path):
     assert len(chosen_targets(world, [])) == 22
     with pytest.raises(UnknownConcept, match="'dragon' names 0"):
         chosen_targets(world, ["dragon"])
+
+
+def test_the_command_says_how_much_it_is_and_refuses_what_it_does_not_know(tmp_path, capsys):
+    out = tmp_path / "u.json"
+    assert main(["bench", "unlearn", "--quick", "--methods", "uce", "--dry-run", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    # Each target: 8 images ask for it, 12 are dealt, 16 are drawn plain; 2 settings of 20; 5 attacked, and 5 not.
+    assert "2 stages" in told and "80 to choose settings, 72 to score, 20 or as much work for attacks" in told
+    assert not list(tmp_path.iterdir())
+    for wrong in (["--targets", "dragon"], ["--methods", "magic"], ["--attacks", "siege"], ["--retain-seeds", "9"]):
+        assert main(["bench", "unlearn", "--out", str(out), "--dry-run", *wrong]) != 0
+        assert wrong[1] in capsys.readouterr().err
 
 
 # The benchmark
@@ -263,3 +276,4 @@ def test_a_grid_that_is_no_product_is_dealt_too():
 
 def test_the_work_folder_is_a_run(config: UnlearnBench):
     assert Path(config.work, "stages").is_dir() and Bench(config).run.recipes()
+    assert read_image(config.work / "object.png").shape[2] == 3

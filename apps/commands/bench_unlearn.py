@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apps.commands._options import positive
 
 if TYPE_CHECKING:
     from apps.bench_unlearn_prepare import Bench, UnlearnBench
+    from apps.unlearn_place import Place
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +77,48 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
     Raises:
         apps.errors.UnknownName, probe.errors.UnknownConcept: a method, an attack or a target is not known.
     """
-    from apps.bench_unlearn import quick
+    from apps.bench_unlearn import QUICK, QUICK_ATTACKS, QUICK_METHODS, QUICK_TARGETS
     from apps.bench_unlearn_prepare import Bench, UnlearnBench
     from apps.bench_unlearn_world import chosen_targets
     from apps.errors import InvalidOption, UnknownName
     from apps.unlearn_methods import METHODS
-    from apps.unlearn_place import Place
     from probe.unlearning.attacks import ATTACKS
 
-    place = Place(
+    quick: bool = options.quick
+    place = place_of(options)
+    if place.world != "canvas" and (quick or options.attacks or options.audit):
+        raise InvalidOption(
+            f"bench unlearn: --quick, --attacks and --audit know canvas only; leave them out of --world {place.world}."
+        )
+    known = (QUICK_ATTACKS if quick else tuple(ATTACKS)) if place.world == "canvas" else ()
+    attacks = known if options.attacks is None else options.attacks
+    for name in attacks:
+        if name not in ATTACKS:
+            raise UnknownName(f"there is no attack {name!r}; expected one of {', '.join(ATTACKS)}.")
+    given: dict[str, Any] = {
+        "work": options.work or Path(options.out).with_suffix(""),
+        "methods": tuple(options.methods or (QUICK_METHODS if quick else METHODS)),
+        "n_seeds": options.seeds,
+        "retain_seeds": options.retain_seeds or options.seeds,
+        "attacks": tuple(attacks),
+        "attack_images": options.attack_images,
+        "audit": options.audit,
+        "batch_size": options.batch_size,
+        "place": place,
+        "n_recorded": options.prompts or place.constants.N_PROMPTS,
+        "validation": (place.constants.VALIDATION_TARGET, place.constants.VALIDATION_RETAIN),
+    }
+    given |= QUICK if quick else {}
+    world = Bench(UnlearnBench(**given, targets=(("object", "star"),))).world
+    named = options.targets or (QUICK_TARGETS if quick else ())
+    return UnlearnBench(**given, targets=tuple(chosen_targets(world, named)))
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    """The world that the options name, with its files."""
+    from apps.unlearn_place import Place
+
+    return Place(
         options.world,
         options.model,
         options.classifiers,
@@ -93,31 +127,6 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
         options.steps,
         options.guidance,
     )
-    if options.quick and options.world != "canvas":
-        raise InvalidOption(f"bench unlearn: --quick is of canvas; with --world {options.world} give --targets.")
-    # The attacks know canvas's words and pictures.
-    known_attacks = tuple(ATTACKS) if options.world == "canvas" else ()
-    attacks = known_attacks if options.attacks is None else tuple(options.attacks)
-    for name in attacks:
-        if name not in ATTACKS:
-            raise UnknownName(f"there is no attack {name!r}; expected one of {', '.join(ATTACKS)}.")
-    given = {
-        "work": options.work or Path(options.out).with_suffix(""),
-        "methods": tuple(options.methods or METHODS),
-        "targets": (("object", "star"),),
-        "n_seeds": options.seeds,
-        "retain_seeds": options.retain_seeds or options.seeds,
-        "attacks": attacks,
-        "attack_images": options.attack_images,
-        "audit": options.audit,
-        "place": place,
-        "n_recorded": options.prompts or place.constants.N_PROMPTS,
-        "validation": (place.constants.VALIDATION_TARGET, place.constants.VALIDATION_RETAIN),
-        "batch_size": options.batch_size,
-    }
-    world = Bench(UnlearnBench(**given)).world
-    given["targets"] = tuple(chosen_targets(world, options.targets))
-    return UnlearnBench(**(quick(given) if options.quick else given))
 
 
 def _seconds_each(bench: Bench) -> float:
