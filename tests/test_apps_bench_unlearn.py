@@ -217,8 +217,7 @@ def test_features_their_control_and_an_attack(config: UnlearnBench, monkeypatch)
     run_jobs(bench, [("score", "random_direction", "object", "star")], 1, nothing)
     assert bench.run.stage("score-random_direction-object-star").read_text() != said
 
-    for name in ("uce", "random_direction"):
-        check_unlearn(config, name, monkeypatch)
+    check_unlearn(config, "random_direction", monkeypatch)
 
 
 def check_unlearn(config: UnlearnBench, name: str, monkeypatch) -> None:
@@ -238,7 +237,7 @@ def check_unlearn(config: UnlearnBench, name: str, monkeypatch) -> None:
     rows, ratios = unlearn_targets(options, bench.run, [("object", "star")], bench.pipe, bench.world.judge)
     assert rows[0]["edit"] and rows[0]["target"] == "star" and ratios["object_ua"] == rows[0]["ua"]
     assert (bench.run.recipe(f"{name}-object-star") / "recipe.json").is_file()
-    assert needs_dictionary(name) == (name != "uce")
+    assert needs_dictionary(name) and not needs_dictionary("uce")
 
 
 # Tables
