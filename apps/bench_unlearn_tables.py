@@ -21,6 +21,7 @@ from apps.bench_unlearn_target import UNATTACKED
 from apps.measurement import bootstrap_mean
 from apps.progress import table
 from apps.unlearn_methods import METHODS, method
+from probe.unlearning.attacks import ATTACKS
 
 if TYPE_CHECKING:
     from probe.unlearning import UnlearnScores
@@ -73,8 +74,7 @@ def target_rows(
             row |= record["distance"] | {cost: record["cost"].get(cost) for cost in _COST}
             row["mean"] = _mean_of_three(row)
             row["objective"] = record["tried"][0].get("objective")
-            if key in attacked:
-                row |= _attack_columns([attacked[key]])
+            row |= _attack_columns([attacked[key]] if key in attacked else [])
             if key in audited:
                 row |= {f"audit_{name}": value for name, value in audited[key]["means"].items()}
             own.append(row)
@@ -84,8 +84,7 @@ def target_rows(
         }
         mean |= {"mmd_above_null": float(np.mean([row["mmd"] > row["mmd_null_95"] for row in own]))}
         mean |= {"mean": _mean_of_three(mean), "objective": _mean(own, "objective")}
-        if all(key in attacked for key in keys):
-            mean |= _attack_columns([attacked[key] for key in keys])
+        mean |= _attack_columns([attacked[key] for key in keys] if all(key in attacked for key in keys) else [])
         audits = [column for column in own[0] if column.startswith("audit_")]
         mean |= {column: _mean(own, column) for column in audits if all(column in row for row in own)}
         about = {"method": name, "kind": method(name).kind, "retain_seeds": retain_seeds}
@@ -149,19 +148,20 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def attack_names(rows: Sequence[Row]) -> list[str]:
-    """Attacks that some row has, in order."""
-    keys = [key for row in rows if row["part"] == "average" for key in row if key.startswith("ua_after_")]
-    return [key.removeprefix("ua_after_") for key in dict.fromkeys(keys) if not key.endswith(("_low", "_high"))]
+    """Attacks that some row was under, in order."""
+    return [name for name in ATTACKS if any(row.get(f"ua_after_{name}") is not None for row in rows)]
 
 
 def _attack_columns(attacked: Sequence[Mapping[str, Any]]) -> Row:
-    """UA under each attack that takes these edits; intervals resample targets, or the images of a single one."""
-    row: Row = {"ua_worst": None, "strongest_attack": None}
+    """UA under each attack, None where it was not run or does not take these edits; intervals resample targets, or the
+    images of a single one.
+    """
+    row: Row = {"ua_worst": None, "strongest_attack": None, "ua_before_attack": None}
+    row |= {f"ua_after_{name}": None for name in ATTACKS}
     after: dict[str, float] = {}
-    for name in attacked[0]["attacks"]:
+    for name in attacked[0]["attacks"] if attacked else ():
         found = [record["attacks"][name] for record in attacked]
         if any("refused" in one for one in found):
-            row[f"ua_after_{name}"] = None
             continue
         kept = [[not back for back in one["back"]] for one in found]
         clusters = [i for i, images in enumerate(kept) for _ in images] if len(kept) > 1 else None
