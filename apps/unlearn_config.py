@@ -39,6 +39,7 @@ TEXT = {
     "text-final": "text_encoder.final_layer_norm:out",
 }
 """Layers of the text encoder with a dictionary."""
+
 SITES = (OBJECT_SITE, STYLE_SITE, *CROSS_ATTENTION.values())
 """Sites that are recorded: those of the dictionaries and of the projections."""
 
@@ -250,8 +251,11 @@ def _across(names: tuple[str, ...], *settings: tuple[int, float]) -> tuple[Featu
     return tuple(Features(names, Setting(n_features=n, multiplier=m, relative=False, margin=2.0)) for n, m in settings)
 
 
-def _directions(*sites: str) -> tuple[Direction, ...]:
-    return tuple(Direction((site,), strength=s) for site in sites for s in (1.0, 2.0, 4.0))
+def _directions(site: str, *names: str) -> tuple[Direction, ...]:
+    """At one site, and where features are edited."""
+    sites = tuple(CROSS_ATTENTION[name] for name in names)
+    alone = tuple(Direction((site,), strength=strength) for strength in (1.0, 2.0, 4.0))
+    return (*alone, *(Direction(sites, strength=strength, branch="cond") for strength in (1.0, 2.0)))
 
 
 def _esd(factor: str) -> tuple[Tuned, ...]:
@@ -261,17 +265,28 @@ def _esd(factor: str) -> tuple[Tuned, ...]:
 
 _OBJECT_SITES = ("cross-up0a", "cross-up0b")
 
+_DIRECTIONS: dict[str, tuple[Candidate, ...]] = {
+    "object": _directions(OBJECT_SITE, *_OBJECT_SITES),
+    "style": _directions(STYLE_SITE, *CROSS_ATTENTION),
+}
+
 CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     "no_edit": {"object": (Plain(),), "style": (Plain(),)},
     "random_direction": {"object": (Plain(),), "style": (Plain(),)},
     "negative_prompt": {factor: (Phrase(phrase), Phrase("{}")) for factor, phrase in PHRASES.items()},
-    "mean_difference": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
-    "lda": {"object": _directions(OBJECT_SITE), "style": _directions(STYLE_SITE)},
+    "mean_difference": _DIRECTIONS,
+    "lda": _DIRECTIONS,
     "uce": {
-        "object": tuple(
-            Rewrite("thing", erase_scale=scale, tokens=t) for scale in (1.0, 10.0) for t in ("last", "from_last")
+        "object": (
+            *(Rewrite(guide, phrase="a red {}") for guide in ("thing", "heart", "house")),
+            Rewrite("thing"),
+            Rewrite("heart", erase_scale=10.0),
         ),
-        "style": tuple(Rewrite(guide, erase_scale=scale) for guide in ("flat", "clay") for scale in (1.0, 10.0)),
+        "style": (
+            *(Rewrite(guide) for guide in ("flat", "clay")),
+            Rewrite("flat", phrase=PHRASES["style"]),
+            Rewrite("flat", erase_scale=10.0),
+        ),
     },
     "esd": {factor: _esd(factor) for factor in PHRASES},
     "saeuron": {
@@ -279,8 +294,8 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         "style": _across(tuple(CROSS_ATTENTION), (8, -0.75), (8, -1.0), (8, -1.25), (8, -1.5)),
     },
     "norm_scaled": {
-        "object": _features("attention", (2, 3), (-1.0, -3.0)),
-        "style": _features("block", (2, 4), (-0.3, -1.0)),
+        "object": _across(_OBJECT_SITES, (8, -0.1), (8, -0.3), (8, -1.0)),
+        "style": _across(tuple(CROSS_ATTENTION), (8, -0.1), (8, -0.3), (8, -1.0)),
     },
     "patch_replacement": {
         "object": _features("attention", (1, 2, 4), (-1.0,)),
@@ -291,6 +306,9 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         "style": tuple(NormMatched("block", rho) for rho in (-0.3, -0.6, -1.0)),
     },
     "concept_steerer": {"object": (), "style": ()},
-    "deactivate": {"object": (), "style": ()},
+    "deactivate": {
+        factor: tuple(TextFeatures("text-layer0", phrase, 16, gamma) for gamma in (-1.0, -2.0, -6.0))
+        for factor, phrase in PHRASES.items()
+    },
 }
 """For each method and factor, the settings that validation chooses from; none: the method does not run."""
