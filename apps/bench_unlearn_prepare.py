@@ -263,11 +263,16 @@ class Bench:
 
 def prepare(bench: Bench) -> None:
     """Record, train, score concepts and draw the unedited images, as far as that is not done."""
+    learn(bench)
+    _ = bench.baseline_images, bench.reference_images
+
+
+def learn(bench: Bench) -> None:
+    """Record, train and score concepts, if a method needs it and as far as that is not done."""
     if set(bench.config.kinds) & set(_LEARNING):
         store = _record(bench)
         for name in bench.config.dictionary_names():
             _train(bench, store, name)
-    _ = bench.baseline_images, bench.reference_images
 
 
 def _record(bench: Bench) -> ActivationStore:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_pipeline
-from PIL import Image
 from safetensors.torch import save_file
+from unlearncanvas_world import tiny_vit, write_classifiers, write_data, write_model
 
 from apps.bench_unlearn import bench_unlearn
 from apps.bench_unlearn_prepare import UnlearnBench
@@ -20,7 +18,7 @@ from apps.bench_unlearn_world import chosen_targets
 from apps.cli import FAILED, main
 from apps.errors import InvalidFile, InvalidOption, OutputExists
 from apps.unlearn_place import Place
-from apps.unlearncanvas import LABELS, OBJECTS, PHOTOGRAPH, SEEDS, STYLES, caption
+from apps.unlearncanvas import OBJECTS, PHOTOGRAPH, SEEDS, STYLES, caption
 from apps.unlearncanvas_data import UnlearnCanvasData
 from apps.unlearncanvas_judge import SHARE, UnlearnCanvasJudge, Verdict
 from apps.unlearncanvas_vit import ViT, to_pixels
@@ -30,60 +28,19 @@ from apps.unlearning import Sampling
 SAMPLING = Sampling(2, 2.0, 8)
 
 
-def tiny_vit(n_labels: int, seed: int = 0) -> ViT:
-    torch.manual_seed(seed)
-    net = ViT(side=32, patch=16, width=128, depth=2, hidden=96, n_labels=n_labels)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random classifiers in the published layout."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    for factor, labels in LABELS.items():
-        save_file(dict(tiny_vit(len(labels)).state_dict()), folder / f"{factor}.safetensors")
-    return folder
+    return write_classifiers(tmp_path_factory.mktemp("classifiers"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two styles, the photographs and two objects, three images each."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for style in ("Van_Gogh", "Monet", PHOTOGRAPH):
-        for name in ("Dogs", "Cats"):
-            (folder / style / name).mkdir(parents=True)
-            for number in (1, 2, 10):
-                Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(
-                    folder / style / name / f"{number}.jpg"
-                )
-    (folder / "notes.txt").write_text("not an image")
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight Stable Diffusion with attention where the real one has it (``up_blocks.1.attentions.2``)."""
-    from diffusers import PNDMScheduler, UNet2DConditionModel
-
-    pipe = build_tiny_pipeline()
-    torch.manual_seed(0)
-    pipe.unet = UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16, 16),
-        layers_per_block=2,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        norm_num_groups=4,
-    ).eval()
-    settings: Any = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    pipe.scheduler = PNDMScheduler(**settings, skip_prk_steps=True)
-    folder = tmp_path_factory.mktemp("models") / "style50"
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return folder
+    return write_model(tmp_path_factory.mktemp("models") / "style50")
 
 
 def test_names_are_those_of_the_benchmark() -> None:

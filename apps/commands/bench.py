@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apps.commands import bench_unlearn
+from apps.commands import bench_unlearn, bench_unlearn_many
 from apps.commands._options import Commands, add_command, load_model, new_file, positive
 
 _EXAMPLE = """
@@ -16,7 +16,9 @@ denoscope bench sae --quick --out quick.json
 denoscope bench directions --out directions.json --work runs/bench-directions
 denoscope bench unlearn --out unlearn.json --workers 2 --retain-seeds 1
 denoscope bench unlearn --out part.json --targets star neon --methods saeuron uce --dry-run
+denoscope bench unlearn-many --out many.json --work runs/bench-unlearn --counts 1 2 4 8 --retain-seeds 1
 denoscope bench information --out information.json --work runs/bench-information
+denoscope bench lenses --out lenses.json --work runs/bench-lenses
 """
 QUICK_N = 96
 
@@ -37,13 +39,18 @@ def add_parser(commands: Commands) -> None:
         "adding them does to images, false discoveries with shuffled labels and random directions, and the cost. "
         "unlearn: what does each method forget, what does it break, what does it cost, and does the concept come back "
         "under attack? Every object and style in turn, settings chosen on images apart from those that are scored. "
+        "unlearn-many: several concepts at once, in one edit or in one after another. "
         "information: what do words tell about images? Maps of the object's word beside the true mask, labels read off "
-        "the errors beside their entropy, words that say the same, and words left out beside what they tell.",
+        "the errors beside their entropy, words that say the same, and words left out beside what they tell. "
+        "lenses: attention maps and segments beside true masks, matched points beside true ones, what layers of the "
+        "text encoder know, probes, tracing, drift and inversion, each beside chance.",
         example=_EXAMPLE,
         resumable=True,
     )
     parser.add_argument(
-        "what", choices=("canvas", "sae", "directions", "unlearn", "information"), help="what to measure"
+        "what",
+        choices=("canvas", "sae", "directions", "unlearn", "unlearn-many", "information", "lenses"),
+        help="what to measure",
     )
     parser.add_argument("--n", type=positive, default=1000, help="canvas: prompts; half as many for the held-out pairs")
     parser.add_argument("--quick", action="store_true", help="a small version, within two minutes on two slow cores")
@@ -63,12 +70,14 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     bench_unlearn.add_options(parser)
+    bench_unlearn_many.add_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and write."""
-    parts = {"canvas": _canvas, "sae": _sae, "directions": _directions, "information": _information}
-    (parts | {"unlearn": bench_unlearn.run})[options.what](options)
+    parts = {"canvas": _canvas, "sae": _sae, "directions": _directions, "information": _information, "lenses": _lenses}
+    parts |= {"unlearn": bench_unlearn.run, "unlearn-many": bench_unlearn_many.run}
+    parts[options.what](options)
 
 
 def _canvas(options: argparse.Namespace) -> None:
@@ -141,4 +150,22 @@ def _information(options: argparse.Namespace) -> None:
     measured = bench_information(model, QUICK if options.quick else BenchConfig(), work, print, device=options.device)
     measured.write(out)
     print(information_tables(measured.rows))
+    print(f"\n{out} ({clock})")
+
+
+def _lenses(options: argparse.Namespace) -> None:
+    from apps.bench_lenses import QUICK, LensesConfig, bench_lenses, lenses_table
+    from apps.judging import shipped_judge
+    from apps.progress import Clock
+
+    out = new_file(options.out, force=options.force)
+    judge = shipped_judge()
+    options.model = "canvas"
+    pipe = load_model(options)
+    clock = Clock()
+    work = options.work or out.with_suffix("")
+    config = QUICK if options.quick else LensesConfig()
+    measured = bench_lenses(pipe, judge, config, work, print, device=options.device)
+    measured.write(out)
+    print(lenses_table(measured.rows))
     print(f"\n{out} ({clock})")

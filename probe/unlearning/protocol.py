@@ -113,7 +113,7 @@ class UnlearnScores:
 
 def score(
     factor: str,
-    target: str,
+    target: str | Sequence[str],
     prompted: Mapping[str, Sequence[str]],
     judged: Predictions,
     *,
@@ -128,7 +128,7 @@ def score(
 
     Args:
         factor: the target's domain.
-        target: the label that was unlearned.
+        target: the label that was unlearned, or several: UA is then over the images of any, IRA over the labels left.
         prompted: for each factor, the N prompted labels.
         judged: what the judge saw.
         cross: the other domain.
@@ -151,11 +151,12 @@ def score(
     artifact = np.asarray(judged.artifact, bool)
     if artifact.shape != (n,) or len(seeds) != n or (change is not None and np.shape(change) != (n,)):
         raise InvalidTable(f"score: artifact, seeds and change must have {n} values, one for each prompt.")
-    is_target = own == target
-    if not is_target.any() or is_target.all():
+    targets = [target] if isinstance(target, str) else list(target)
+    is_target = np.isin(own, targets)
+    if not targets or not set(targets) <= set(own.tolist()) or is_target.all():
         raise UnknownConcept(
-            f"score: {factor} {target!r} must be prompted in some images and absent from others; "
-            f"the grid has {', '.join(sorted(set(own.tolist())))}."
+            f"score: {factor} {' and '.join(map(repr, targets))} must be prompted in some images and absent from "
+            f"others; the grid has {', '.join(sorted(set(own.tolist())))}."
         )
     kept = ~is_target
 
@@ -180,7 +181,7 @@ def score(
     point = evaluate(np.ones((1, n)))
     draws = evaluate(_bootstrap_weights(own, prompts, seeds, n_boot, rng_seed)) if n_boot else {}
     values = {name: _interval(float(value[0]), draws.get(name)) for name, value in point.items()}
-    return UnlearnScores(factor, target, values, draws, n)
+    return UnlearnScores(factor, " + ".join(targets), values, draws, n)
 
 
 def average(scores: Sequence[UnlearnScores]) -> UnlearnScores:
