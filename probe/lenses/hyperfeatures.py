@@ -61,7 +61,7 @@ class Hyperfeatures:
         """
         if not pairs or len(pairs) != len(points) or any(len(a) != len(b) or len(a) < 2 for a, b in points):
             raise InvalidRequest("Hyperfeatures.fit: give at least one pair, each with two or more matched points.")
-        torch.manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         self.sites_ = tuple(maps)
         self._grid = max((m.shape[-2:] for m in maps.values()), key=lambda g: g[0] * g[1])
         self._mean, self._std = {}, {}
@@ -69,7 +69,7 @@ class Hyperfeatures:
             self._mean[site] = torch.from_numpy(m.mean((1, 3, 4)))[:, None, :, None, None]
             self._std[site] = torch.from_numpy(m.std((1, 3, 4)))[:, None, :, None, None] + 1e-6
         self._bottlenecks = {
-            site: torch.nn.init.orthogonal_(torch.empty(self.width, m.shape[2])).requires_grad_()
+            site: torch.nn.init.orthogonal_(torch.empty(self.width, m.shape[2]), generator=generator).requires_grad_()
             for site, m in maps.items()
         }
         self._logits = torch.zeros(len(maps), next(iter(maps.values())).shape[0], requires_grad=True)

@@ -9,9 +9,8 @@ the corrupted one with one site's values, during some steps, taken from the clea
 The other direction puts the corrupted run's values into the clean one (activation patching), and the effect is the
 share of the measure that is lost: what is necessary, where restoring says what is sufficient.
 
-Any foreign values at a site do something. So every cell has a null: the same patch with the values of another sample's
-clean run. Without a measure of one's own, m is minus the squared distance to the clean image in pixels, for which
-m(clean) is 0.
+Any foreign values at a site do something. So every cell has a null: the same patch with another sample's values.
+Without a measure of one's own, m is minus the squared distance to the clean image in pixels, for which m(clean) is 0.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def trace(
     Raises:
         InvalidRequest: numbers that do not fit.
 
-    Cost: 2 + 2 sites x windows generations of the batch; the values of all sites are kept, 4 bytes each.
+    Cost: 3 + 2 sites x windows generations of the batch; the values of all sites are kept, 4 bytes each.
 
     Example:
         >>> from probe.model import load_pipeline
@@ -118,7 +117,7 @@ def trace(
     if any(not w or not all(0 <= s < steps for s in w) for w in columns):
         raise InvalidRequest(f"trace: windows {columns} for {steps} steps; expected steps from 0 to {steps - 1}.")
     places = resolve_sites(pipe, sites)
-    total, done = 2 + 2 * len(places) * len(columns), 0
+    total, done = 2 + 2 * len(places) * len(columns), 0  # beside the recorded run
 
     def draw(given: Sequence[str], *edits: Intervention) -> np.ndarray:
         nonlocal done
@@ -132,11 +131,10 @@ def trace(
 
     with corrupted_prompts(pipe, prompts, corruption, seed) as wrong:
         spoilt = draw(wrong)
-        if into == "clean":
-            values = record_run(pipe, places, wrong, seeds, steps=steps, guidance=guidance)
+        recorded = record_run(pipe, places, wrong, seeds, steps=steps, guidance=guidance) if into == "clean" else {}
     clean = draw(prompts)
     if into == "corrupted":
-        values = record_run(pipe, places, prompts, seeds, steps=steps, guidance=guidance)
+        recorded = record_run(pipe, places, prompts, seeds, steps=steps, guidance=guidance)
     asked = measure or (lambda images: -_distance(images, clean))
     m_clean, m_spoilt = asked(clean), asked(spoilt)
     base, other = (m_spoilt, m_clean) if into == "corrupted" else (m_clean, m_spoilt)
@@ -146,7 +144,7 @@ def trace(
         for i, site in enumerate(places):
             for j, window in enumerate(columns):
                 for found, shift in ((effect, 0), (null, 1)):
-                    patch = values[site]
+                    patch = recorded[site]
                     moved = Patch(patch.value.roll(shift, 2), patch.branches, patch.timesteps)
                     images = draw(given, Intervention(site, moved, steps=window))
                     found[i, j] = (asked(images) - base) / span

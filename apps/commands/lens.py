@@ -1,0 +1,189 @@
+"""``denoscope lens``: look at what a model attends to, computes, and needs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from apps.commands._options import Commands, add_command, add_model, add_sampling, positive, steps_range
+
+_EXAMPLES = """
+denoscope lens attention --prompt "a red star on dark background in flat style" --words star red --out star.png
+denoscope lens segment --images canvas:4 --out segments.png
+denoscope lens trace --help
+"""
+_ATTENTION = """
+denoscope lens attention --prompt "a red star on dark background in flat style" --words star red --out star.png
+denoscope lens attention --images canvas:4 --words object --gradient --out objects.png
+"""
+_FEATURES = """
+denoscope lens features --images one.png two.png --site up_blocks.1 --point 0.5,0.3 --out matches.png
+"""
+_SEGMENT = """
+denoscope lens segment --images canvas:4 --out segments.png
+"""
+_TRACE = """
+denoscope lens trace --prompt "a red star on dark background in flat style"
+    --corrupt "a red cup on dark background in flat style" --seeds 0 1 --concept object=star --windows 0-4 5-9
+    --sites down_blocks.1 mid_block up_blocks.0 up_blocks.1 --out trace.png
+"""
+_PATCH = _TRACE.replace("lens trace", "lens patch").replace("trace.png", "patch.png")
+_DRIFT = """
+denoscope lens drift --prompt "a red star in neon style" --sites "down_blocks.*" "up_blocks.*" --out drift.png
+"""
+_TEXT = """
+denoscope lens text --prompt "a red star on dark background in flat style" --seeds 0 1 2 3 --out layers.png
+"""
+_INVERT = """
+denoscope lens invert --images canvas:4 --edit "a blue cup on white background in neon style" --out again.png
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its lenses."""
+    parser = commands.add_parser(
+        "lens",
+        help="attention maps, features, segments, tracing, drift, text layers, inversion",
+        description="Look at what a model attends to, computes, and needs. Every lens writes a PNG and, beside it, the "
+        "numbers as JSON. What each lens is, and how well it does on canvas: docs/lenses.md.",
+        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    lenses = parser.add_subparsers(title="lenses", metavar="LENS", required=True, dest="lens")
+
+    def lens(name: str, summary: str, about: str, example: str) -> argparse.ArgumentParser:
+        made = add_command(lenses, name, run, summary=summary, about=about, example=example)
+        add_model(made)
+        made.add_argument("--out", type=Path, required=True, help="PNG file to write; numbers go to the same name.json")
+        made.add_argument("--force", action="store_true", help="replace OUT if it exists")
+        return made
+
+    one = lens(
+        "attention",
+        "where words look",
+        "Cross-attention maps of words, averaged over layers, heads and steps, while the model draws or on given "
+        "images. With --gradient only the attention that makes the image more likely.",
+        _ATTENTION,
+    )
+    _drawn(one, required=False)
+    _given(one, required=False)
+    one.add_argument("--words", nargs="+", required=True, help="words of the prompt; on canvas also factors: object")
+    one.add_argument("--sites", nargs="+", help="cross-attention modules (default: all)")
+    one.add_argument("--gradient", action="store_true", help="gradient x attention, on --images")
+
+    two = lens(
+        "features",
+        "points of one image in others",
+        "What a site computes for noised images, and the nearest neighbours of points of the first in the others.",
+        _FEATURES,
+    )
+    _given(two)
+    two.add_argument("--site", default="up_blocks.1", help="where features are read")
+    two.add_argument("--point", type=_point, action="append", help="X,Y in the first image, each from 0 to 1")
+    two.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
+
+    three = lens(
+        "segment",
+        "segments without words",
+        "Recursive normalised cut of what a site computes for noised images.",
+        _SEGMENT,
+    )
+    _given(three)
+    three.add_argument("--site", default="up_blocks.1", help="where features are read")
+    three.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
+    three.add_argument("--limit", type=float, default=0.5, help="largest normalised cut that still splits, from 0 to 2")
+    three.add_argument("--alpha", type=float, default=10.0, help="exponent of the affinity")
+    three.add_argument("--max-segments", type=positive, help="no more than these")
+
+    for name, summary, about, example in (
+        ("trace", "which site, when restored, brings the clean image back",
+         "A corrupted generation with one site's values taken from the clean one, for every site and window of steps, "
+         "beside the same with another sample's values.", _TRACE),
+        ("patch", "which site, when corrupted, takes the clean image away",
+         "A clean generation with one site's values taken from the corrupted one, for every site and window of steps, "
+         "beside the same with another sample's values.", _PATCH),
+    ):  # fmt: skip
+        four = lens(name, summary, about, example)
+        _drawn(four)
+        four.add_argument("--corrupt", help="the other prompt")
+        four.add_argument("--noise", type=float, help="or: noise on the text embedding, in its standard deviations")
+        four.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
+        four.add_argument("--windows", type=steps_range, nargs="+", help="steps, such as 0-4 5-9 (default: each step)")
+        four.add_argument("--concept", help="FACTOR=LABEL whose probability is measured, on canvas (default: pixels)")
+
+    five = lens(
+        "drift",
+        "how fast activations change over steps",
+        "Cosine and linear CKA of a site's activations between the steps of a generation.",
+        _DRIFT,
+    )
+    _drawn(five)
+    five.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
+
+    six = lens(
+        "text",
+        "images from every layer of the text encoder",
+        "The prompt encoded by the first layers alone, with the encoder's final normalisation.",
+        _TEXT,
+    )
+    _drawn(six)
+    six.add_argument("--layers", type=int, nargs="+", help="0 for the tokens alone (default: all)")
+    six.add_argument("--encoder", default="text_encoder", help="of a model with several")
+
+    seven = lens(
+        "invert",
+        "the noise of given images, and what it draws",
+        "Images drawn again from their own noise, with the error told, and with another prompt.",
+        _INVERT,
+    )
+    _given(seven)
+    seven.add_argument("--method", choices=("edit-friendly", "ddim"), default="edit-friendly", help="how")
+    seven.add_argument("--steps", type=positive, help="denoising steps (default: 50)")
+    seven.add_argument("--edit", help="another prompt")
+    seven.add_argument("--guidance", type=float, default=2.0, help="of the other prompt")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask the lens."""
+    from apps import lenses
+
+    lens: dict[str, Any] = {
+        "attention": lenses.attention,
+        "features": lenses.features,
+        "segment": lenses.segment,
+        "trace": lenses.tracing,
+        "patch": lenses.tracing,
+        "drift": lenses.drifting,
+        "text": lenses.text,
+        "invert": lenses.invert,
+    }
+    lens[options.lens](options)
+
+
+def _drawn(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("--prompt", action="append", default=[], required=required, help="a prompt; may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of each prompt")
+    add_sampling(parser)
+
+
+def _given(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("--images", nargs="+", required=required, help="canvas:N, or image files")
+    parser.add_argument("--caption", default="", help="of image files")
+    parser.add_argument(
+        "--log-snr", type=float, nargs="+", default=[2.0], help="noise levels; the first is used for maps"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the renders of canvas:N")
+    if required:
+        parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
+
+
+def _point(text: str) -> tuple[float, float]:
+    """X,Y in [0, 1]."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a point such as 0.5,0.3") from error
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: both numbers lie between 0 and 1")
+    return x, y
