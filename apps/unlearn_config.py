@@ -258,9 +258,9 @@ def _directions(site: str, *names: str) -> tuple[Direction, ...]:
     return (*alone, *(Direction(sites, strength=strength, branch="cond") for strength in (1.0, 2.0)))
 
 
-def _esd(factor: str) -> tuple[Tuned, ...]:
-    settings = [ESDSetting(iterations=100, lr=lr) for lr in (3e-5, 1e-4, 3e-4)]
-    return tuple(Tuned(setting, PHRASES[factor]) for setting in settings)
+def _esd(*settings: tuple[str, float]) -> tuple[Tuned, ...]:
+    """(phrase, learning rate)."""
+    return tuple(Tuned(ESDSetting(iterations=100, lr=lr), phrase) for phrase, lr in settings)
 
 
 _OBJECT_SITES = ("cross-up0a", "cross-up0b")
@@ -288,7 +288,10 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
             Rewrite("flat", erase_scale=10.0),
         ),
     },
-    "esd": {factor: _esd(factor) for factor in PHRASES},
+    "esd": {
+        "object": _esd(("a red {}", 1e-4), ("a red {}", 3e-4), (PHRASES["object"], 3e-4)),
+        "style": _esd(*((PHRASES["style"], lr) for lr in (3e-5, 1e-4, 3e-4))),
+    },
     "saeuron": {
         "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
         "style": _across(tuple(CROSS_ATTENTION), (8, -0.75), (8, -1.0), (8, -1.25), (8, -1.5)),
@@ -305,7 +308,10 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         "object": tuple(NormMatched("attention", rho) for rho in (-0.3, -0.6, -1.0)),
         "style": tuple(NormMatched("block", rho) for rho in (-0.3, -0.6, -1.0)),
     },
-    "concept_steerer": {"object": (), "style": ()},
+    "concept_steerer": {
+        factor: tuple(TextSteering("text-layer0", phrase, strength) for strength in (-0.3, -0.6, -1.0))
+        for factor, phrase in (("object", "a red {}"), ("style", "a red thing on white background in {} style"))
+    },
     "deactivate": {
         factor: tuple(TextFeatures("text-layer0", phrase, 16, gamma) for gamma in (-1.0, -2.0, -6.0))
         for factor, phrase in PHRASES.items()
