@@ -56,7 +56,7 @@ def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -
     bench = Bench(config)
     write_json(config.work / "bench.json", {"name": "bench.unlearn", "last_config": config_record(config)})
     prepare(bench)
-    say(f"{len(bench.baseline_images)} unedited images, {len(bench.reference_images)} of them again at other seeds")
+    say(f"{len(bench.baseline_images)} unedited images")
     records: Records = {}
 
     def run(what: str, names: Sequence[str]) -> Records:

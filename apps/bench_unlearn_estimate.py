@@ -64,7 +64,7 @@ def estimate(bench: Bench) -> Estimate:
                 validated += len(settings) * sum(config.validation)
             if name != "no_edit":
                 drawn += len(rows_for(test, *target, config.retain_seeds)) + config.batch_size
-    unedited = len(bench.drawn) + len(bench.dealt) + (config.n_recorded if config.dictionary_names() else 0)
+    unedited = len(bench.drawn) + (config.n_recorded if config.dictionary_names() else 0)
     each = config.attack_images * (1 + len(config.attacks)) + _searched(config.attacks, 2 * bench.world.sampling.steps)
     return Estimate(stages, validated, drawn, unedited, round(stages * each) if config.attacks else 0)
 

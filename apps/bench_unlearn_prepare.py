@@ -2,8 +2,7 @@
 the unedited model's images.
 
 A work folder is a run: ``store/``, ``sae/NAME-HASH/`` with the concept scores in ``scores/NAME-HASH/FACTOR/``,
-``unlearn/baseline`` and ``unlearn/reference``, ``recipes/METHOD-FACTOR-LABEL/``, and a record of each finished stage in
-``stages/``.
+``unlearn/baseline``, ``recipes/METHOD-FACTOR-LABEL/``, and a record of each finished stage in ``stages/``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps import unlearn_config, unlearning
-from apps.bench_unlearn_world import World, dealt_rows, reference_grid, rows_for
+from apps.bench_unlearn_world import Compared, World, compared_rows, rows_for
 from apps.errors import InvalidOption
 from apps.progress import bar
 from apps.runs import Run
@@ -29,9 +28,10 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
     from probe.interventions import Recipe
     from probe.model.pipeline import Pipeline
-    from probe.unlearning import ConceptScores, PromptGrid
+    from probe.unlearning import ConceptScores
     from sae import Dictionary, TrainConfig
 
+_MIN_SEEDS = 2
 _LEARNING = ("direction", "sae")
 
 
@@ -80,6 +80,10 @@ class UnlearnBench:
         chosen = [method(name) for name in self.methods]
         if not chosen or not self.targets:
             raise InvalidOption("bench unlearn: expected at least one method and one target.")
+        if self.n_seeds < _MIN_SEEDS:
+            raise InvalidOption(
+                "bench unlearn: expected two seeds at least; the distance compares images across seeds."
+            )
         if not 1 <= self.retain_seeds <= self.n_seeds:
             raise InvalidOption(
                 f"bench unlearn: retain_seeds must be 1 to {self.n_seeds}, the seeds of a prompt; got "
@@ -184,33 +188,19 @@ class Bench:
     def drawn(self) -> np.ndarray:
         """Test rows that some target needs, ascending."""
         rows = [rows_for(self.world.test, *t, self.config.retain_seeds) for t in self.config.targets]
-        return np.unique(np.concatenate(rows))
+        return np.unique(np.concatenate([*rows, self.compared.other]))
 
     @cached_property
-    def dealt(self) -> np.ndarray:
-        """Test rows that every target is scored on, if it is not asked for; those of the reference."""
-        return dealt_rows(self.world.test, self.config.retain_seeds)
-
-    @property
-    def reference(self) -> PromptGrid:
-        """The dealt test prompts at other seeds."""
-        return reference_grid(self.world.test).select(self.dealt)
+    def compared(self) -> Compared:
+        """Test rows between which the distance is taken."""
+        return compared_rows(self.world.test, self.config.retain_seeds)
 
     @cached_property
     def baseline_images(self) -> np.ndarray:
         """The unedited model's images of the drawn test rows, uint8 (n, H, W, 3)."""
-        return self._images("baseline", self.world.test.select(self.drawn))
-
-    @cached_property
-    def reference_images(self) -> np.ndarray:
-        """The unedited model's images of the reference, uint8 (n, H, W, 3)."""
-        return self._images("reference", self.reference)
-
-    def _images(self, name: str, grid: PromptGrid) -> np.ndarray:
-        with bar(f"{name} images") as progress:
-            return unlearning.baseline_images(
-                self.run, self.pipe, grid, self.world.sampling, name=name, progress=progress
-            )
+        grid = self.world.test.select(self.drawn)
+        with bar("unedited images") as progress:
+            return unlearning.baseline_images(self.run, self.pipe, grid, self.world.sampling, progress=progress)
 
     @cached_property
     def learned(self) -> Learned:
@@ -264,7 +254,7 @@ class Bench:
 def prepare(bench: Bench) -> None:
     """Record, train, score concepts and draw the unedited images, as far as that is not done."""
     learn(bench)
-    _ = bench.baseline_images, bench.reference_images
+    _ = bench.baseline_images
 
 
 def learn(bench: Bench) -> None:

@@ -61,6 +61,7 @@ def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
         "store": bench.learned.recorded.hashes if learns else None,
         "validation": unlearning.grid_record(_validation(bench, factor, label)),
         "test": unlearning.grid_record(_test(bench, factor, label)),
+        "compared": unlearning.grid_record(bench.world.test.select(bench.compared.other)),
         "sampling": asdict(bench.world.sampling),
     }
     if name == "random_direction":
@@ -184,12 +185,12 @@ def _distance(bench: Bench, factor: str, label: str, rows: np.ndarray, images: n
     """How far the retained images are from the unedited model's, and how far those are among themselves."""
     from probe.unlearning import kernel_distance
 
-    features, world = bench.world.features, bench.world
-    kept = np.asarray([world.test.labels[factor][row] != label for row in bench.dealt])
-    own = bench.dealt[kept]
-    other = features(bench.reference_images[kept])
-    edited = kernel_distance(features(images[np.searchsorted(rows, own)]), other)
-    unedited = kernel_distance(features(bench.baseline_images[np.searchsorted(bench.drawn, own)]), other)
+    features, compared = bench.world.features, bench.compared
+    kept = np.asarray([bench.world.test.labels[factor][row] != label for row in compared.own])
+    own, other = (np.searchsorted(bench.drawn, part[kept]) for part in (compared.own, compared.other))
+    partners, groups = features(bench.baseline_images[other]), compared.seed[kept]
+    edited = kernel_distance(features(images[np.searchsorted(rows, compared.own[kept])]), partners, groups=groups)
+    unedited = kernel_distance(features(bench.baseline_images[own]), partners, groups=groups)
     return {"mmd": edited.value, "mmd_p": edited.p, "mmd_unedited": unedited.value, "mmd_null_95": unedited.null_95}
 
 

@@ -1,13 +1,10 @@
 """What the unlearning benchmark needs to know of a world: its concepts, its prompts, its judge, how its model draws.
 
-Four sets of images, disjoint by prompt or by seed:
+Three sets of images, no two of which share a prompt or a seed:
 
     recorded     prompts whose activations dictionaries and directions are learned from; seeds from 0
     validation   prompts and seeds that settings are chosen on, for each target its own; seeds from 1,000,000
     test         every object in every style, with every seed; seeds from 2,000,000
-    reference    the test prompts at other seeds, drawn by the unedited model only; seeds from 4,000,000
-
-No validation or recorded prompt is a test prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from probe.unlearning import Judge, PromptGrid
     from probe.unlearning.attacks import AttackTask
     from probe.unlearning.audit import AuditTask
-
-REFERENCE_SEED = 4_000_000
 
 
 class World(Protocol):
@@ -148,13 +143,6 @@ class CanvasWorld:
         return canvas_audit(pipe, edits, factor, label, **half, **asdict(self.sampling))
 
 
-def reference_grid(test: PromptGrid) -> PromptGrid:
-    """The test prompts at seeds of their own."""
-    from probe.unlearning import PromptGrid
-
-    return PromptGrid(test.prompts, tuple(range(REFERENCE_SEED, REFERENCE_SEED + len(test))), test.labels)
-
-
 def dealt_rows(test: PromptGrid, seeds_each: int) -> np.ndarray:
     """Rows of a test grid with only some seeds of every (object, style) cell, dealt in rotation.
 
@@ -173,6 +161,40 @@ def dealt_rows(test: PromptGrid, seeds_each: int) -> np.ndarray:
         if (seeds.index(seed) - first) % len(seeds) < seeds_each:
             kept.append(row)
     return np.asarray(kept, np.int64)
+
+
+class Compared(NamedTuple):
+    """Test rows whose images are compared as two sets.
+
+    Attributes:
+        own: rows of the first set, dealt as by ``dealt_rows``.
+        other: rows of the second, each of the same object and style as its partner, at a later seed.
+        seed: number of the own row's seed. Every seed is in both sets equally often, so that what the images of a seed
+            have in common cancels.
+    """
+
+    own: np.ndarray
+    other: np.ndarray
+    seed: np.ndarray
+
+
+def compared_rows(test: PromptGrid, seeds_each: int) -> Compared:
+    """Pairs of test rows: at most half of a cell's seeds are in each set."""
+    seeds = sorted(set(test.seeds))
+    n = len(seeds)
+    each = min(seeds_each, n // 2)
+    at = {(*cell, seed): row for row, (*cell, seed) in enumerate(zip(*_cells(test), test.seeds, strict=True))}
+    pairs = []
+    for row in dealt_rows(test, each):
+        *cell, seed = (*(values[row] for values in _cells(test)), test.seeds[row])
+        number = seeds.index(seed)
+        pairs.append((row, at[(*cell, seeds[(number + each) % n])], number))
+    own, other, number = np.asarray(pairs, np.int64).reshape(-1, 3).T
+    return Compared(own, other, number)
+
+
+def _cells(test: PromptGrid) -> list[tuple[str, ...]]:
+    return [test.labels[name] for name in DOMAINS]
 
 
 def rows_for(test: PromptGrid, factor: str, label: str, seeds_each: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from apps.bench_unlearn_pool import run_jobs
 from apps.bench_unlearn_prepare import UnlearnBench, prepare
 from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table
 from apps.bench_unlearn_target import spread_rows
-from apps.bench_unlearn_world import CanvasWorld, chosen_targets, dealt_rows, reference_grid, rows_for
+from apps.bench_unlearn_world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
 from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
 from apps.images import read_image
@@ -32,7 +32,7 @@ from apps.unlearn_methods import METHODS, method
 from apps.unlearn_run import needs_dictionary, unlearn_targets
 from apps.unlearning import Sampling, scored_grid, validation_grid
 from probe.errors import UnknownConcept
-from probe.unlearning import PromptGrid, Setting, evaluate
+from probe.unlearning import Setting, evaluate
 from sae import TrainConfig
 
 SAMPLING = Sampling(10, 2.0)
@@ -59,9 +59,7 @@ def test_test_validation_and_recorded_images_share_nothing():
     test, recorded = world.test, world.recorded
     assert len(test) == 12 * 10 * 5
     assert not set(recorded.prompts) & set(test.prompts)
-    other = reference_grid(test)
-    assert other.prompts == test.prompts and not set(other.seeds) & set(test.seeds)
-    used = set(test.seeds) | set(other.seeds) | set(range(len(recorded.prompts)))
+    used = set(test.seeds) | set(range(len(recorded.prompts)))
     for factor, label in (("object", "star"), ("object", "boat"), ("style", "clay")):
         tried = world.validation(factor, label, 16, 24)
         assert Counter(value == label for value in tried.labels[factor]) == {True: 16, False: 24}
@@ -85,6 +83,17 @@ def test_dealt_seeds_are_used_equally():
     shown = [test.select([i]) for i in spread_rows(test, "object", "star", 10)]
     assert {g.labels["object"][0] for g in shown} == {"star"} and len({g.seeds[0] for g in shown}) == 5
     assert len({g.labels["style"][0] for g in shown}) >= 7
+
+
+def test_compared_sets_have_every_seed_equally_often():
+    test = CanvasWorld(SAMPLING, 16).test
+    for each, expected in ((1, 120), (5, 240)):
+        own, other, number = compared_rows(test, each)
+        first, second = test.select(own), test.select(other)
+        assert len(own) == expected and not set(own) & set(other) and set(own) <= set(dealt_rows(test, each))
+        assert first.labels["object"] == second.labels["object"] and first.labels["style"] == second.labels["style"]
+        assert len(set(Counter(first.seeds).values())) == 1 and Counter(first.seeds) == Counter(second.seeds)
+        assert len(set(zip(number, first.seeds, second.seeds, strict=True))) == 5
 
 
 # Registry
@@ -266,11 +275,6 @@ def test_ratios_are_averages_of_the_named_methods():
     found = ratios_of([*rows, {"part": "target", "method": "saeuron", "factor": "style"}], {"style": "saeuron"})
     assert found["style_ua"] == 0.9 and found["esd_style_ira"] == pytest.approx(0.7)
     assert {key.split("_")[0] for key in found} == {"style", "esd"}
-
-
-def test_a_grid_that_is_no_product_is_dealt_too():
-    grid = PromptGrid(("a", "b"), (5, 6), {"object": ("x", "y"), "style": ("s", "s")})
-    assert len(dealt_rows(grid, 2)) == 2
 
 
 def test_the_work_folder_is_a_run(config: UnlearnBench):

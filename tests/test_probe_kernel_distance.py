@@ -50,6 +50,19 @@ def test_the_null_rejects_as_often_as_it_says():
         assert abs(share - level) < 3.5 * (level * (1 - level) / 400) ** 0.5
 
 
+def test_what_seeds_share_is_no_difference():
+    # Five seeds that all images share: pairs are of the seeds s and s + 1, so both sets have every seed equally often.
+    rng, seeds = np.random.default_rng(4), np.arange(60) % 5
+    p = []
+    for trial in range(200):
+        prompt, shared = 2 * rng.normal(size=(60, 4)), rng.normal(size=(5, 4))
+        x, y = (prompt + shared[(seeds + k) % 5] + rng.normal(size=(60, 4)) for k in (0, 1))
+        p.append(kernel_distance(x, y, groups=seeds, n_permutations=99, seed=trial).p)
+    for level in (0.05, 0.2, 0.5):
+        share = np.mean(np.asarray(p) <= level)
+        assert abs(share - level) < 3.5 * (level * (1 - level) / 200) ** 0.5
+
+
 def test_a_difference_is_seen_and_set_against_the_null():
     rng = np.random.default_rng(3)
     prompt = rng.normal(size=(60, 8))
