@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from apps.bench_unlearn_prepare import Bench
 from apps.bench_unlearn_world import rows_for
+from apps.unlearn_config import Tuned
 from apps.unlearn_methods import method
+
+_IMAGES_AN_ITERATION = 2  # of ESD: half a generation, four evaluations and a backward pass, one state at a time
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Estimate:
         test_images: drawn with edits.
         unedited_images: drawn once, with those that are recorded.
         attack_images: drawn by attacks, and what their searches cost beside, in images.
+        training: what methods that train on the model's own samples cost, in images.
     """
 
     stages: int
@@ -27,24 +31,26 @@ class Estimate:
     test_images: int
     unedited_images: int
     attack_images: int
+    training: int
 
     @property
     def images(self) -> int:
         """All of them."""
-        return self.validation_images + self.test_images + self.unedited_images + self.attack_images
+        drawn = self.validation_images + self.test_images + self.unedited_images
+        return drawn + self.attack_images + self.training
 
     def text(self, seconds_each: float | None, workers: int) -> str:
         """For people; with hours if the time of an image on one thread is known."""
         lines = [
             f"{self.stages} stages: {self.images:,} images ({self.unedited_images:,} unedited, "
             f"{self.validation_images:,} to choose settings, {self.test_images:,} to score, "
-            f"{self.attack_images:,} or as much work for attacks)"
+            f"{self.attack_images:,} or as much work for attacks, {self.training:,} for training)"
         ]
         if seconds_each is not None:
             hours = self.images * seconds_each / workers / 3600
             lines.append(
                 f"about {hours:.1f} hours with {workers} process{'es' if workers > 1 else ''} on as many quiet cores, "
-                f"at {seconds_each:.2f} s an image; training comes on top, and edits that make an image dearer"
+                f"at {seconds_each:.2f} s an image; edits that make an image dearer come on top"
             )
         return "\n".join(lines)
 
@@ -52,7 +58,7 @@ class Estimate:
 def estimate(bench: Bench) -> Estimate:
     """Counts what a run of everything would draw."""
     config, test = bench.config, bench.world.test
-    stages = validated = drawn = 0
+    stages = validated = drawn = trained = 0
     for name in config.methods:
         m = method(name)
         for target in config.targets:
@@ -62,11 +68,12 @@ def estimate(bench: Bench) -> Estimate:
             stages += 1
             if len(settings) > 1 or m.kind == "sae":
                 validated += len(settings) * sum(config.validation)
+            trained += sum(_IMAGES_AN_ITERATION * s.setting.iterations for s in settings if isinstance(s, Tuned))
             if name != "no_edit":
                 drawn += len(rows_for(test, *target, config.retain_seeds)) + config.batch_size
     unedited = len(bench.drawn) + (config.n_recorded if config.dictionary_names() else 0)
     each = config.attack_images * (1 + len(config.attacks)) + _searched(config.attacks, 2 * bench.world.sampling.steps)
-    return Estimate(stages, validated, drawn, unedited, round(stages * each) if config.attacks else 0)
+    return Estimate(stages, validated, drawn, unedited, round(stages * each) if config.attacks else 0, trained)
 
 
 def _searched(attacks: Sequence[str], rows_an_image: int) -> float:
