@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from activations_store import ActivationStore
-    from sae.architectures.make import Dictionary
+    from sae import OpenedSAE
 
 
 def check_model(pipe: DiffusionPipeline, made_with: Mapping[str, Any], what: str | Path) -> None:
@@ -37,7 +37,7 @@ def check_model(pipe: DiffusionPipeline, made_with: Mapping[str, Any], what: str
         )
 
 
-def check_dictionary(sae: Dictionary, folder: Path, store: ActivationStore) -> str:
+def check_dictionary(sae: OpenedSAE, folder: Path, store: ActivationStore) -> str:
     """The site of a dictionary, after a check that the store holds it and is of the same model.
 
     Raises:
@@ -55,13 +55,13 @@ def check_dictionary(sae: Dictionary, folder: Path, store: ActivationStore) -> s
     return check_fits(sae, store)
 
 
-def model_of(sae: Dictionary) -> str | None:
+def model_of(sae: OpenedSAE) -> str | None:
     """Name of the model whose activations a dictionary was trained on, as ``--model`` takes it."""
     found = sae.metadata.get("store", {}).get("fingerprint", {}).get("name")
     return str(found) if found else None
 
 
-def fingerprint_of(sae: Dictionary) -> dict[str, Any] | None:
+def fingerprint_of(sae: OpenedSAE) -> dict[str, Any] | None:
     """Fingerprint of the model whose activations a dictionary was trained on."""
     found = sae.metadata.get("store", {}).get("fingerprint")
     return dict(found) if isinstance(found, dict) and found.get("weights_hash") else None

@@ -20,7 +20,7 @@ from apps.progress import Progress
 if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.substitution import Substitution
-    from sae.architectures.make import Dictionary
+    from sae import OpenedSAE
     from sae.evaluation.detectors import Detector
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ LOCATED = "object"
 
 
 def reconstruction_rows(
-    name: str, sae: Dictionary, store: ActivationStore, site: str, max_rows: int | None, progress: Progress
+    name: str, sae: OpenedSAE, store: ActivationStore, site: str, max_rows: int | None, progress: Progress
 ) -> list[Row]:
     """Both explained variances, L0 and the kinds of features, overall, per step and per branch."""
     from sae import evaluate
@@ -61,7 +61,7 @@ def reconstruction_rows(
     return rows
 
 
-def cosine_rows(name: str, sae: Dictionary) -> list[Row]:
+def cosine_rows(name: str, sae: OpenedSAE) -> list[Row]:
     """The histogram of decoder cosines, one row a bin, as shares."""
     from sae.evaluation.decoder_cosines import cosine_histogram
     from sae.evaluation.stability import decoder_rows
@@ -77,7 +77,7 @@ def cosine_rows(name: str, sae: Dictionary) -> list[Row]:
 
 def recovery_rows(
     name: str,
-    sae: Dictionary,
+    sae: OpenedSAE,
     store: ActivationStore,
     site: str,
     *,
@@ -137,7 +137,7 @@ def recovery_rows(
 
 def grid_rows(
     store: ActivationStore,
-    dictionaries: Mapping[str, tuple[str, Dictionary]],
+    dictionaries: Mapping[str, tuple[str, OpenedSAE]],
     *,
     factors: Sequence[str],
     branch: str = "cond",
@@ -226,7 +226,7 @@ def substitution_rows(
 
 
 def stability_rows(
-    names: tuple[str, str], pair: tuple[Dictionary, Dictionary], store: ActivationStore, site: str,
+    names: tuple[str, str], pair: tuple[OpenedSAE, OpenedSAE], store: ActivationStore, site: str,
     progress: Progress | None = None,
 ) -> list[Row]:  # fmt: skip
     """One row that compares two dictionaries, with the untrained one beside."""
@@ -247,7 +247,7 @@ def split_half(n: int, seed: int) -> np.ndarray:
 
 
 def _sample_vectors(
-    store: ActivationStore, site: str, sae: Dictionary | None, branch: str, max_rows: int | None
+    store: ActivationStore, site: str, sae: OpenedSAE | None, branch: str, max_rows: int | None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
     """For each step: (step, samples, (n, d) mean rows, (n, d_sae) mean codes or None)."""
     from sae.data import select, stream

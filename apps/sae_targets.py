@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
     from apps.sae_eval import Row
     from probe.canvas import Judge
-    from sae.architectures.make import Dictionary
+    from sae import OpenedSAE
 
 _TRIAL_ROWS = 20_000
 _CONCEPT_PASSES = 10  # five kinds of units, scores and maps
@@ -40,7 +40,7 @@ class Target:
     owner: Run
     store: Path
     site: str
-    sae: Dictionary
+    sae: OpenedSAE
 
     def key(self) -> dict[str, Any]:
         """What a result depends on: every file of the dictionary, and which samples there are."""

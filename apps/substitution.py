@@ -43,7 +43,7 @@ from probe.model import StepClock, denoiser, generate, generation_defaults
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import noise_of, prediction_type
 from probe.model.schedule import schedule_of, training_level
-from sae.architectures.make import Dictionary
+from sae import OpenedSAE
 from sae.architectures.timed import TimedSAE
 
 VARIANTS = ("sae", "mean", "zero")
@@ -119,7 +119,7 @@ class Substitution:
 
 def substitute(
     pipe: Pipeline,
-    dictionaries: Mapping[str, Dictionary],
+    dictionaries: Mapping[str, OpenedSAE],
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -184,7 +184,7 @@ def substitute(
     return Substitution(results, schedule_of(pipe.scheduler)[1], window, clean)
 
 
-def reconstruction(sae: Dictionary) -> Rows:
+def reconstruction(sae: OpenedSAE) -> Rows:
     """x to its reconstruction; a dictionary that knows time is asked for the level.
 
     Raises:

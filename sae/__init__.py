@@ -20,7 +20,7 @@ from sae.evaluation.bundle_build import build_bundle
 from sae.evaluation.concepts import ConceptScores, score_concepts
 from sae.evaluation.metrics import evaluate
 from sae.interchange.folder import load_sae, save_sae
-from sae.interchange.interop import open_sae
+from sae.interchange.interop import OpenedSAE, open_sae
 from sae.numerics.peers import ALONE, Peers
 from sae.numerics.sparse import FlatCode, TopKCode
 from sae.training.log import TrainProgress
@@ -42,6 +42,7 @@ __all__ = [
     "JumpReLUSAE",
     "MatryoshkaSAE",
     "ReluSAE",
+    "OpenedSAE",
     "Peers",
     "SAEConfig",
     "SparseAutoencoder",

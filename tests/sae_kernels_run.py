@@ -41,7 +41,7 @@ def case(seed: int, n_rows: int, d: int, m: int, longest: int, dtype: torch.dtyp
     return FlatCode(*(t.to(DEVICE) for t in code)), x.to(DEVICE), w.to(DEVICE)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     n_rows=st.integers(1, 5),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,15 @@ def test_a_run_measures_once_and_keeps_its_choice(
     train(world.store, config, tmp_path / "b")
     weights = "sae_weights.safetensors"
     assert file_hash(tmp_path / "a" / weights) == file_hash(tmp_path / "b" / weights)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_run_on_a_gpu_is_that_of_a_cpu(world: World, tmp_path: Path) -> None:
+    config = TrainConfig(**QUICK, rows=256 * 40, architecture="batchtopk", lr=2e-3)
+    on_cpu = train(world.store, config, tmp_path / "cpu")
+    for kernels_name in ("auto", "torch", "triton"):
+        folder = tmp_path / kernels_name
+        on_gpu = train(world.store, replace(config, kernels=kernels_name), folder, device="cuda")
+        for name in ("explained_variance", "l0"):
+            assert on_gpu.metrics[name] == pytest.approx(on_cpu.metrics[name], rel=0.02), (kernels_name, name)
+        assert ("notes" in read_json(folder / "run.json")) == (kernels_name == "auto")

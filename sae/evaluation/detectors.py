@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from activations_store import ActivationStore
-from sae.architectures.make import Dictionary
 from sae.architectures.timed import members
 from sae.data import Block, Selection, stream
+from sae.interchange.interop import OpenedSAE
 
 POOLINGS = ("mean", "max")
 _BLOCK_VALUES = 2**24  # activations held at a time
@@ -52,7 +52,7 @@ class Detector(Protocol):
 class FeatureDetector:
     """The features of a dictionary, whatever it makes of the step."""
 
-    sae: Dictionary
+    sae: OpenedSAE
     name: str = "features"
 
     @property

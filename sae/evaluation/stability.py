@@ -24,12 +24,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from activations_store import ActivationStore
-from sae.architectures.make import Dictionary
 from sae.architectures.timed import TimedSAE, encode_maps
 from sae.architectures.topk import TopKSAE
 from sae.config import SAEConfig
 from sae.data import Selection, select, stream
 from sae.errors import EmptySelection, ShapeMismatch
+from sae.interchange.interop import OpenedSAE
 
 SHARED_ABOVE = 0.7
 MAX_FEATURES = 2048
@@ -75,8 +75,8 @@ class Stability:
 
 
 def compare(
-    first: Dictionary,
-    second: Dictionary,
+    first: OpenedSAE,
+    second: OpenedSAE,
     store: ActivationStore,
     *,
     site: str | None = None,
@@ -161,7 +161,7 @@ def untrained(config: SAEConfig, store: ActivationStore, chosen: Selection, seed
     return sae
 
 
-def _most_active(sae: Dictionary, store: ActivationStore, chosen: Selection, limit: int) -> np.ndarray:
+def _most_active(sae: OpenedSAE, store: ActivationStore, chosen: Selection, limit: int) -> np.ndarray:
     """Features that are on in most rows, ascending; only those that are on at all."""
     fired = np.zeros(sae.config.d_sae, dtype=np.int64)
     for block in stream(store, chosen, block_bytes=_BLOCK_BYTES):
@@ -174,18 +174,18 @@ def _most_active(sae: Dictionary, store: ActivationStore, chosen: Selection, lim
     return alive
 
 
-def _codes(sae: Dictionary, x: Tensor, log_snr: Sequence[float], features: np.ndarray) -> Tensor:
+def _codes(sae: OpenedSAE, x: Tensor, log_snr: Sequence[float], features: np.ndarray) -> Tensor:
     """(rows, n) codes of some features on (samples, steps, tokens, d) maps."""
     dense = encode_maps(sae, x.to(sae.W_dec.device), log_snr).to_dense(sae.config.d_sae)
     return dense[..., torch.from_numpy(features)].flatten(0, -2).float().cpu()
 
 
-def decoder_rows(sae: Dictionary) -> Tensor:
+def decoder_rows(sae: OpenedSAE) -> Tensor:
     """(d_sae, d_in): what a code of 1 of each feature adds, at the site; with time in it, as its cores see it."""
     return sae.W_dec if isinstance(sae, TimedSAE) else sae.directions
 
 
-def _cosines(first: Dictionary, second: Dictionary, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _cosines(first: OpenedSAE, second: OpenedSAE, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     rows = [
         torch.nn.functional.normalize(decoder_rows(sae).detach().cpu().double()[torch.from_numpy(at)], dim=1)
         for sae, at in ((first, a), (second, b))

@@ -35,6 +35,7 @@ from sae.errors import ConfigError, CorruptFile, NotAnSAE, UnsupportedSAE
 from sae.interchange.folder import CONFIG_NAME, WEIGHTS_NAME, load_sae
 from sae.interchange.standardised import StandardisedSAE
 
+OpenedSAE = Dictionary | StandardisedSAE
 SAE_LENS, SPARSIFY, OPENAI = "sae-lens", "eai-sparsify", "openai-topk"
 MAX_WEIGHT_BYTES = 64 * 2**30
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -55,7 +56,7 @@ _PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
 
 def open_sae(
     path: str | Path, *, site: str | None = None, k: int | None = None, device: str | torch.device = "cpu"
-) -> Dictionary | StandardisedSAE:
+) -> OpenedSAE:
     """Opens the dictionary in a folder, whichever library wrote it.
 
     Args:

@@ -6,6 +6,8 @@ A program takes one row: x_r is read for a tile of entries at once, and nothing 
 float32, or in float64 for such rows.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -67,8 +69,9 @@ def row_dots(indices: Tensor, offsets: Tensor, rows: Tensor, dictionary: Tensor)
     found = rows.new_empty(indices.numel())
     n_rows, n_columns = rows.shape
     if found.numel():
+        start: Any = _dot_kernel[(n_rows,)]
         with torch.cuda.device_of(rows):  # Triton starts its programs on the current device
-            _dot_kernel[(n_rows,)](
+            start(
                 rows,
                 dictionary,
                 indices.contiguous(),

@@ -10,6 +10,8 @@ A program makes one bag and one block of columns: it reads tiles of entries x co
 is nearly always on still keeps many loads in flight. Products and sums are in float32, or in float64 for such tables.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -69,8 +71,9 @@ def bag_sum(indices: Tensor, table: Tensor, offsets: Tensor, weights: Tensor, ou
     found = out if out is not None and fits else table.new_empty(n_bags, n_columns)
     width = min(_COLUMNS, triton.next_power_of_2(max(1, n_columns)))
     if n_bags:
+        start: Any = _sum_kernel[(n_bags, triton.cdiv(n_columns, width))]
         with torch.cuda.device_of(table):  # Triton starts its programs on the current device
-            _sum_kernel[(n_bags, triton.cdiv(n_columns, width))](
+            start(
                 indices.contiguous(),
                 table,
                 offsets.contiguous(),
