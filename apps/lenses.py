@@ -70,7 +70,7 @@ def features(options: argparse.Namespace) -> None:
     points = np.asarray(options.point or [(0.35, 0.35), (0.65, 0.35), (0.5, 0.5), (0.35, 0.65), (0.65, 0.65)])
     with bar("features") as progress:
         found = diffusion_features(
-            pipe, images, options.site, options.log_snr[:1], draws=options.draws, batch_size=options.batch_size,
+            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
             progress=progress,
         )  # fmt: skip
     ((site, maps),) = found.maps.items()
@@ -95,7 +95,7 @@ def segment(options: argparse.Namespace) -> None:
     images, captions = given_images(options.images, pipe, options.caption, options.seed)
     with bar("features") as progress:
         found = diffusion_features(
-            pipe, images, options.site, options.log_snr[:1], draws=options.draws, batch_size=options.batch_size,
+            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
             progress=progress,
         )  # fmt: skip
     ((site, maps),) = found.maps.items()

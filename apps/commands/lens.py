@@ -68,6 +68,7 @@ def add_parser(commands: Commands) -> None:
     )
     _drawn(one, required=False)
     _given(one, required=False)
+    one.add_argument("--log-snr", type=float, nargs="+", default=[2.0], help="noise levels of --images, averaged")
     one.add_argument("--words", nargs="+", required=True, help="words of the prompt; on canvas also factors: object")
     one.add_argument("--sites", nargs="+", help="cross-attention modules (default: all)")
     one.add_argument("--gradient", action="store_true", help="gradient x attention, on --images")
@@ -79,6 +80,7 @@ def add_parser(commands: Commands) -> None:
         _FEATURES,
     )
     _given(two)
+    two.add_argument("--log-snr", type=float, default=2.0, help="noise level at which features are read")
     two.add_argument("--site", default="up_blocks.1", help="where features are read")
     two.add_argument("--point", type=_point, action="append", help="X,Y in the first image, each from 0 to 1")
     two.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
@@ -90,6 +92,7 @@ def add_parser(commands: Commands) -> None:
         _SEGMENT,
     )
     _given(three)
+    three.add_argument("--log-snr", type=float, default=2.0, help="noise level at which features are read")
     three.add_argument("--site", default="up_blocks.1", help="where features are read")
     three.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
     three.add_argument("--limit", type=float, default=0.5, help="largest normalised cut that still splits, from 0 to 2")
@@ -170,9 +173,6 @@ def _drawn(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def _given(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("--images", nargs="+", required=required, help="canvas:N, or image files")
     parser.add_argument("--caption", default="", help="of image files")
-    parser.add_argument(
-        "--log-snr", type=float, nargs="+", default=[2.0], help="noise levels; the first is used for maps"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the renders of canvas:N")
     if required:
         parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
