@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from probe.information import (
     Column,
+    Decomposition,
     GapCurve,
     GaussianControl,
     Nodes,
@@ -101,10 +102,10 @@ def test_v4_a_single_image_to_a_tenth_of_a_nat(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_v5_both_forms_agree_at_every_coordinate(seed):
-    table = channel_table(Channel.random(seed), 2000, seed, Nodes.logistic(100, *WIDE, seed=seed))
+    table = channel_table(Channel.random(seed), 2000, seed, Nodes.logistic(400, *WIDE, seed=seed))
     standard, orthogonal = (information(table, "y", form=f).pixels.mean(0) for f in ("standard", "orthogonal"))
     assert standard.shape == (8,)
-    assert np.abs(standard - orthogonal).max() < 0.16  # a quarter of the table's nodes, twice its tolerance
+    assert np.abs(standard - orthogonal).max() < 0.08
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -221,51 +222,69 @@ def test_v6_bpsk_in_noise(variance, exact):
 
     a, w = Nodes.logistic(300, *WIDE, placement="gauss").place(1)
     assert abs(0.5 * float(w[0] @ gap(a[0])) - exact) < 1e-5
-    errors = []
-    for seed in range(6):
+    for seed in SEEDS:  # one run of 10,000 draws has a standard error of 0.018 at most
         x, labels = model.draw(10_000, seed)
-        columns = [Column("empty"), Column("label", labels.tolist())]
-        table = measure(model, x, columns, one_node(seed), seed=seed, batch=8192)
-        errors.append(information(table, "label", form="orthogonal").mean - exact)
-    assert rmse(errors) < 0.03
+
+        def columns(n: int, labels: torch.Tensor = labels) -> list[Column]:
+            return [Column("empty"), Column("label", labels[:n].tolist())]
+
+        nodes = adaptive_nodes(model, x[:64], columns(64), 1, placement="dealt", seed=seed, batch=8192)
+        table = measure(model, x, columns(10_000), nodes, seed=seed, batch=8192)
+        assert abs(information(table, "label", form="orthogonal").mean - exact) < 0.03
 
 
 @lru_cache
-def plane() -> tuple[GaussianMixture, float, float]:
-    """Three Gaussians in the plane, with H(x) and H(x | label) in nats by integration on a grid."""
+def plane() -> GaussianMixture:
+    """Three Gaussians in the plane, placed and scaled so that they have the entropies of the table."""
     angle = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
-    means = 2.0 * torch.stack([angle.cos(), angle.sin()], 1)
-    covariances = torch.stack(
-        [torch.diag(torch.tensor(v, dtype=torch.float64)) for v in ([0.3, 0.8], [0.6, 0.4], [0.5, 0.5])]
-    )
-    model = GaussianMixture(means, covariances)
-    axis = torch.linspace(-8, 8, 321, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis)
+    means = 1.51834387 * torch.stack([angle.cos(), angle.sin()], 1)
+    variances = 0.92157367 * torch.tensor([[0.3, 0.8], [0.6, 0.4], [0.5, 0.5]], dtype=torch.float64)
+    return GaussianMixture(means, torch.diag_embed(variances))
+
+
+H, H_GIVEN, MIXED = 3.04177, 2.04945, 0.99232  # nats
+
+
+def test_v7_entropies_differ_by_the_quadrature_of_the_gap():
+    """Every integral on a grid: H(x) - H(x | y) and 1/2 INT E|eps - eps_y|^2 are one number."""
+    model = plane()
+    axis = torch.linspace(-6, 6, 81, dtype=torch.float64)
+    grid, cell = torch.cartesian_prod(axis, axis), float(axis[1] - axis[0]) ** 2
     log_p = model.log_density(grid, 60.0)
-    h = -float((log_p.exp() * log_p).sum()) * float(axis[1] - axis[0]) ** 2
-    conditional = float((0.5 * torch.logdet(2 * math.pi * math.e * covariances)).mean())
-    return model, h, conditional
+    h = -float((log_p.exp() * log_p).sum()) * cell
+    given = float((0.5 * torch.logdet(2 * math.pi * math.e * model.covariances)).mean())
+    assert h == pytest.approx(H, abs=1e-4) and given == pytest.approx(H_GIVEN, abs=1e-4)
+    level, weight = Nodes.logistic(60, 0.0, 1.5, placement="gauss").place(1)
+    total = 0.0
+    for a, w in zip(level[0], weight[0], strict=True):
+        p = model.log_density(grid, a).exp()[:, None] * model.label_posterior(grid, a)
+        each = torch.stack([model.eps(grid, a, k) for k in range(3)], 1)
+        off = each - model.eps(grid, a)[:, None]
+        total += 0.5 * w * cell * float((p * (off**2).sum(2)).sum())
+    assert total == pytest.approx(h - given, abs=1e-4)
+    assert total == pytest.approx(MIXED, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_v7_v8_information_and_entropy_of_a_mixture(seed):
-    model, h, conditional = plane()
+    """10,000 draws; the draw of x itself adds 0.01 to the error of the entropy, which the interval includes."""
+    model = plane()
     x, labels = model.sample(10_000, gen(seed))
     control = GaussianControl.fit(x)
     columns = [Column("empty"), Column("label", labels.tolist()), Column("control", model=control)]
-    for clip in (4.0, 8.0):
+    for clip in (3.0, 5.0, 8.0):
         nodes = Nodes.logistic(1, 1.0, 2.0, clip, placement="dealt", seed=seed)
         table = measure(model, x, columns, nodes, seed=seed, batch=8192)
-        info = information(table, "label", form="orthogonal")
-        assert abs(info.mean - (h - conditional)) < 3 * info.interval(n=200).error < 3 * 0.05
+        assert abs(information(table, "label", form="orthogonal").mean - MIXED) < 0.05
         found = likelihood(table, control=control)
-        assert found.interval(n=200).error < 0.065
-        assert abs(found.mean - h) < 3 * 0.032 + 0.03  # the draw of x itself and of the noise
+        error = found.interval(n=200).error
+        assert error < 0.065
+        assert abs(found.mean - H) < 2.5 * error
         difference = found.nats - likelihood(table, "label", control=control).nats
         assert np.abs(difference - information(table, "label").pointwise).max() < 1e-4 * np.abs(difference).max()
     plain = likelihood(table)
     assert plain.interval(n=200).error > 5 * found.interval(n=200).error
-    assert abs(plain.mean - h) < 5 * plain.interval(n=200).error
+    assert abs(plain.mean - H) < 5 * plain.interval(n=200).error
     assert np.allclose(found.bits_per_dimension, found.nats / (2 * math.log(2)))
 
 
@@ -285,12 +304,12 @@ def test_likelihood_of_a_gaussian_under_its_own_control_is_exact(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_v14_the_classifier_has_the_exact_posterior_and_needs_shared_noise(seed):
     weights = [0.5, 0.3, 0.2]
-    model = Points.labelled(2.0 * normal(seed + 5, 3, 4), 1.0, weights)
-    x, labels = model.draw(400, seed)
-    exact = torch.softmax(model.log_weights - 0.5 * torch.cdist(x, model.points) ** 2, 1).numpy()
+    model = GaussianMixture(plane().means, plane().covariances, weights)
+    x, labels = model.sample(1000, gen(seed))
+    exact = model.label_posterior(x, 60.0).numpy()
     names = ["0", "1", "2"]
     prior = dict(zip(names, weights, strict=True))
-    columns = class_columns(400, {name: k for k, name in enumerate(names)})
+    columns = class_columns(1000, {name: k for k, name in enumerate(names)})
     nodes = Nodes.logistic(100, *WIDE, seed=seed)
     table = measure(model, x, columns, nodes, seed=seed, batch=8192)
     found = classify(table, names, prior)
@@ -352,37 +371,38 @@ def test_v11_gates(gate, seed):
     allowed = [y[:, 0] == 0, y[:, 0] == 1, y[:, 1] == 0, y[:, 1] == 1]
     allowed += [(y[:, 0] == a) & (y[:, 1] == b) for a in (0, 1) for b in (0, 1)]
     model = Points(points, 0.05, torch.stack(allowed), torch.ones(len(inputs), dtype=torch.float64))
-    n = 24
-    k = torch.arange(n) % len(inputs)  # every input equally often: the averages are over noise alone
-    x = points[k] + 0.05 * normal(seed, n, points.shape[1])
-    columns = [
-        Column("empty"),
-        Column("word:a", y[k, 0].tolist()),
-        Column("word:b", (2 + y[k, 1]).tolist()),
-        Column("pair:a+b", (4 + 2 * y[k, 0] + y[k, 1]).tolist()),
-    ]
-    # Noise in the information of an image lowers the mean of a minimum: pointwise measures need many nodes.
-    nodes = Nodes.logistic(800, 1.0, 1.5, 8.0, seed=seed)
-    table = measure(model, x, columns, nodes, seed=seed, batch=8192)
-    # The priors of both bits are equal, so their surprisals are one bit each.
-    surprisal = (np.full(n, BIT), np.full(n, BIT))
-    for measure_ in ("mmi", "pointwise_min", "finn_lizier", "i_min"):
-        found = pid(
-            table,
-            "a",
-            "b",
-            measure=measure_,
-            form="standard",
-            surprisal=surprisal,
-            targets=[str(targets[i]) for i in k],
-        )
-        for name, value, exact in zip(found.image._fields, found.image, ATOMS[gate, measure_], strict=True):
-            assert abs(float(value) / BIT - exact) < 0.16, (measure_, name)
-        total = sum(float(v) for v in found.image)
-        assert total == pytest.approx(found.both.mean, abs=1e-12)
-        assert float(found.image[0] + found.image[1]) == pytest.approx(found.first.mean, abs=1e-12)
-        assert float(found.image[0] + found.image[2]) == pytest.approx(found.second.mean, abs=1e-12)
-    assert found.surprisal is not None
+
+    def drawn(n: int) -> tuple[torch.Tensor, list[Column], list[int]]:
+        k = torch.arange(n) % len(inputs)  # every input equally often: averages are over noise alone
+        columns = [
+            Column("empty"),
+            Column("word:a", y[k, 0].tolist()),
+            Column("word:b", (2 + y[k, 1]).tolist()),
+            Column("pair:a+b", (4 + 2 * y[k, 0] + y[k, 1]).tolist()),
+        ]
+        return points[k] + 0.05 * normal(seed, n, points.shape[1]), columns, k.tolist()
+
+    def check(found: Decomposition, tolerance: float) -> None:
+        for name, value, exact in zip(found.image._fields, found.image, ATOMS[gate, found.measure], strict=True):
+            assert abs(float(value) / BIT - exact) < tolerance, (found.measure, name)
+        r, first, second, _ = (float(v) for v in found.image)
+        assert sum(float(v) for v in found.image) == pytest.approx(found.both.mean, abs=1e-12)
+        assert r + first == pytest.approx(found.first.mean, abs=1e-12)
+        assert r + second == pytest.approx(found.second.mean, abs=1e-12)
+
+    # Averages: 20,000 images with a node each. COPY has two bits and twice the error.
+    x, columns, _ = drawn(20_000)
+    pilot = [replace(c, conds=c.conds and c.conds[:64]) for c in (columns[0], columns[3])]
+    nodes = adaptive_nodes(model, x[:64], pilot, 1, placement="dealt", seed=seed, batch=8192)
+    check(pid(measure(model, x, columns, nodes, seed=seed, batch=8192), "a", "b"), 0.16 if gate == "COPY" else 0.05)
+    # Single images: their noise lowers the mean of a minimum, so that pointwise measures need many nodes of each.
+    x, columns, k = drawn(24)
+    table = measure(model, x, columns, Nodes.logistic(800, 1.0, 1.5, 8.0, seed=seed), seed=seed, batch=8192)
+    surprisal = (np.full(24, BIT), np.full(24, BIT))  # the priors of both bits are equal
+    for measure_ in ("pointwise_min", "finn_lizier", "i_min"):
+        found = pid(table, "a", "b", measure=measure_, surprisal=surprisal, targets=[str(targets[i]) for i in k])
+        check(found, 0.16)
+        assert found.surprisal is not None
 
 
 # Published tasks (Czyz et al. 2023, "Beyond Normal"), with exact denoisers

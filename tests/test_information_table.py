@@ -20,6 +20,7 @@ from probe.information import (
     TruncatedWindow,
     atoms,
     caption_columns,
+    class_columns,
     classify,
     collect_table,
     estimate,
@@ -29,6 +30,7 @@ from probe.information import (
     measure,
     open_table,
     pid,
+    running_labels,
     word_information,
 )
 from probe.information.columns import drop_words, shuffled
@@ -150,6 +152,43 @@ def test_a_table_survives_the_disk_and_goes_on_after_a_kill(tmp_path, placement)
         collect_table(tmp_path / "t", model, x + 1e-9, columns, nodes, seed=3)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("placement", ["jitter", "gauss"])
+@pytest.mark.filterwarnings("ignore::probe.information.TruncatedWindow")
+def test_two_parts_of_the_nodes_add_up_to_the_whole(placement, seed):
+    model, x, columns = small(seed=seed)
+    table = measure(model, x, columns, Nodes.logistic(10, 0.0, 1.0, placement=placement, seed=seed))
+    cut = float(table.log_snr[0, 3])
+    low, high = table.within(-99.0, cut), table.within(cut + 1e-9, 99.0)
+    assert (low.n_nodes, high.n_nodes) == (4, 6)
+    assert (low.nodes.window[0], high.nodes.window[1]) == pytest.approx(table.nodes.window)
+    assert low.nodes.window[1] == pytest.approx(high.nodes.window[0]) and low.weight.sum(1)[0] == pytest.approx(
+        low.nodes.window[1] - low.nodes.window[0]
+    )
+    for form in ("standard", "orthogonal"):
+        parts = [information(t, "a", form=form).pointwise for t in (low, high)]
+        assert np.allclose(sum(parts), information(table, "a", form=form).pointwise)
+    with pytest.raises(InvalidRequest, match="0 of 10 nodes between 50 and 60"):
+        table.within(50.0, 60.0)
+    dealt = measure(model, x, columns, Nodes.logistic(2, 0.0, 1.0, placement="dealt"))
+    with pytest.raises(InvalidRequest, match="shared by all images"):
+        dealt.within(-99.0, 99.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_labels_become_certain_from_node_to_node(seed):
+    model = Points.labelled(3.0 * normal(seed, 3, 4), 0.5)
+    x, labels = model.draw(60, seed)
+    columns = class_columns(60, {"0": 0, "1": 1, "2": 2})
+    table = measure(model, x, columns, Nodes.logistic(30, 0.0, 1.5, seed=seed))
+    steps = running_labels(table, ["0", "1", "2"])
+    whole = classify(table, ["0", "1", "2"])
+    assert np.allclose(steps[-1].log_posterior, whole.log_posterior)
+    entropy = [float(s.entropy.mean()) for s in steps]
+    assert entropy[0] > 0.9 * whole.prior_entropy and entropy[-1] < 0.1 * whole.prior_entropy
+    assert whole.accuracy([str(int(k)) for k in labels]) > 0.9
+
+
 def test_a_store_of_activations_is_no_table(tmp_path):
     complete_store(tmp_path / "s", small_spec())
     with pytest.raises(InvalidRequest, match="holds activations, not a node table"):
@@ -175,6 +214,21 @@ def test_caption_columns_say_what_their_names_say():
     )
     assert {c.name: c.conds for c in said}["caption-object"] == ["a red thing on dark", "a blue thing on dark"]
     assert {c.name: c.conds for c in said}["word:object"] == ["a star", "a cup"]
+
+
+def test_captions_made_of_words_are_said_anew():
+    words = {"object": ["star", "cup"], "colour": ["red", "blue"]}
+
+    def say(given):
+        return f"a {given.get('colour', '')} {given.get('object', 'thing')}".replace("  ", " ")
+
+    made = caption_columns(["a red star", "a blue cup"], words, say=say, restate=True)
+    found = {c.name: c.conds for c in made}
+    assert found["caption-object"] == ["a red thing", "a blue thing"]
+    assert found["caption-colour"] == ["a star", "a cup"]
+    assert found["swap:object"] == ["a red cup", "a blue star"]
+    assert found["caption-object-colour"] == ["a thing", "a thing"]
+    assert found["pair:object+colour"] == found["caption"]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

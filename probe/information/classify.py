@@ -90,3 +90,14 @@ def classify(table: NodeTable, classes: Sequence[str], prior: Mapping[str, float
     # Relative to the first class: what all have in common would cost digits.
     scores = np.stack([(half * (e - errors[0])).sum(1) for e in errors], 1)
     return Labels(tuple(classes), share, log_softmax(np.log(share) - scores, axis=1))
+
+
+def running_labels(table: NodeTable, classes: Sequence[str], prior: Mapping[str, float] | None = None) -> list[Labels]:
+    """Labels by the nodes up to and with each, from most noise to least; see ``classify``.
+
+    Where the labels are decided, the exact denoiser without a label is the one with it, and adds no information.
+
+    Raises:
+        InvalidRequest: see ``classify``; images have nodes of their own.
+    """
+    return [classify(table.within(table.nodes.window[0], a), classes, prior) for a in table.log_snr[0]]

@@ -97,6 +97,7 @@ def caption_columns(
     pairs: Sequence[tuple[str, str]] | None = None,
     absent: Mapping[str, str] | None = None,
     say: Callable[[Mapping[str, str]], str] | None = None,
+    restate: bool = False,
     others: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Column]:
@@ -110,6 +111,8 @@ def caption_columns(
         absent: role -> what stands in a caption for a word that is left out, such as {"object": "thing"}.
         say: the text for one or two words by themselves, given as {role: word}; the words with a space between if
             None. A model was trained on some sort of text, and words by themselves may not be it.
+        restate: let ``say`` say also what is left of a caption, from the other words of ``words``, instead of cutting
+            words out of its text; for captions that are made of these words.
         others: captions to draw the null from; ``captions`` if None. Words are drawn from those of other images.
         seed: of the nulls.
 
@@ -134,6 +137,8 @@ def caption_columns(
         raise InvalidRequest(f"caption_columns: no words for role {role!r}; expected one of {', '.join(words)}.")
 
     def dropped(*roles: str) -> list[str]:
+        if restate:
+            return alone(*(r for r in words if r not in roles))
         return [drop_words(text, {words[r][i]: instead.get(r, "") for r in roles}) for i, text in enumerate(captions)]
 
     def alone(*roles: str) -> list[str]:
@@ -141,6 +146,8 @@ def caption_columns(
 
     def swapped(role: str) -> list[str]:
         drawn = shuffled(words[role], seed=seed)
+        if restate:
+            return [tell({r: new if r == role else words[r][i] for r in words}) for i, new in enumerate(drawn)]
         parts = (text.split() for text in captions)
         return [
             " ".join(new if w == own else w for w in part)

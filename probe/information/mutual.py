@@ -90,6 +90,10 @@ class Information:
             raise InvalidRequest("Information.maps: the samples are vectors; use pixels.")
         return self.pixels.reshape(-1, *self.grid)
 
+    def region(self, masks: np.ndarray) -> np.ndarray:
+        """(images,) nats within masks (images, tokens) bool, or (tokens,) for all images."""
+        return np.where(masks, self.pixels, 0.0).sum(1)
+
     @property
     def curve(self) -> GapCurve:
         """Information by step, from most noise to least: the mean gap of the nodes of each cell."""
@@ -151,6 +155,19 @@ def integrand(table: NodeTable, column: str, given: str, form: Form) -> np.ndarr
     return table.errors(given).astype(np.float64) - table.errors(column)
 
 
+def pixel_nats(table: NodeTable, column: str, given: str = EMPTY, form: Form = "orthogonal") -> np.ndarray:
+    """(images, tokens) nats: the maps of ``information`` by themselves, without a look at the window.
+
+    Raises:
+        InvalidRequest: no such column or form.
+    """
+    return _over_nodes(0.5 * table.weight, integrand(table, column, given, form))
+
+
+def _over_nodes(half: np.ndarray, f: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ijt->it", half, f)
+
+
 def _information(table: NodeTable, column: str, given: str, form: Form) -> Information:
     f = integrand(table, column, given, form)
     half = 0.5 * table.weight
@@ -163,7 +180,7 @@ def _information(table: NodeTable, column: str, given: str, form: Form) -> Infor
         given,
         form,
         half * f.sum(2, dtype=np.float64),
-        np.einsum("ij,ijt->it", half, f),
+        _over_nodes(half, f),
         table.nodes,
         table.log_snr,
         table.weight,

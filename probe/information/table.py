@@ -25,7 +25,9 @@ import torch
 from probe.errors import InvalidRequest
 from probe.information.columns import Column
 from probe.information.nodes import Nodes
+from probe.information.suitable import check_pipeline
 from probe.model.eps_model import EpsModel, check_samples, noised
+from probe.model.pipeline_eps import PipelineEps
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) denoiser evaluations."""
@@ -92,6 +94,25 @@ class NodeTable:
         at = np.asarray(images)
         parts = {name: getattr(self, name)[at] for name in ("log_snr", "weight", "error", "difference", "x")}
         return replace(self, **parts)
+
+    def within(self, low: float, high: float) -> NodeTable:
+        """The table of the nodes between two levels; the window shrinks to their cells.
+
+        Raises:
+            InvalidRequest: no node lies there, or every image has nodes of its own.
+        """
+        level = self.log_snr[0]
+        kept = np.flatnonzero((level >= low) & (level <= high))
+        if not len(kept) or not self.nodes.shared:
+            raise InvalidRequest(
+                f"NodeTable.within: {len(kept)} of {len(level)} nodes between {low:g} and {high:g}, placement "
+                f"{self.nodes.placement!r}; expected at least one, shared by all images."
+            )
+        edge = self.nodes.window[0] + np.concatenate([[0.0], self.weight[0].cumsum()])
+        window = (float(edge[kept[0]]), min(float(edge[kept[-1] + 1]), self.nodes.window[1]))
+        nodes = replace(self.nodes, n=len(kept), window=window, location=None, scale=None)
+        parts = {name: getattr(self, name)[:, kept] for name in ("log_snr", "weight", "error", "difference")}
+        return replace(self, nodes=nodes, **parts)
 
 
 class Cost(NamedTuple):
@@ -196,6 +217,9 @@ def evaluate(
 def check_request(model: EpsModel, x: torch.Tensor, columns: Sequence[Column], nodes: Nodes, batch: int) -> None:
     """Raise InvalidRequest for arguments of ``measure`` that do not fit together."""
     check_samples(model, x)
+    for denoiser in (model, *(c.model for c in columns if c.model is not None)):
+        if isinstance(denoiser, PipelineEps):
+            check_pipeline(denoiser.pipe)
     names = [c.name for c in columns]
     if not columns or len(set(names)) < len(names):
         raise InvalidRequest(f"measure: columns {', '.join(names) or 'none'}; expected at least one, names unique.")

@@ -102,10 +102,10 @@ class GaussianMixture(Analytic):
 
     def _allowed(self, cond: Cond, n: int) -> torch.Tensor:
         """(n, K) zero where a component is allowed by the condition, -inf where not."""
-        mask = torch.full((n, self.n_components), -torch.inf, dtype=torch.float64)
-        for row, label in enumerate(conditions(cond, n)):
-            mask[row, slice(None) if label is None else self._component(label)] = 0.0
-        return mask
+        wanted = [-1 if label is None else self._component(label) for label in conditions(cond, n)]
+        label = torch.tensor(wanted)[:, None]
+        allowed = (label < 0) | (label == torch.arange(self.n_components))
+        return torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
 
     def _component(self, label: Any) -> int:
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.n_components:
