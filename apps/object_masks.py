@@ -43,8 +43,12 @@ def object_masks(store: ActivationStore, site: str, samples: np.ndarray) -> np.n
             path = store.path / MASKS / str(names[sample])
             try:
                 with Image.open(path) as image:
-                    cells = image.convert("F").resize((grid[1], grid[0]), Image.Resampling.BOX)
+                    found[row] = covered(image, grid)
             except OSError as error:
                 raise InvalidFile(f"mask of sample {sample}: {path} cannot be read: {error}.") from error
-            found[row] = np.asarray(cells).ravel() >= 127.5
     return found if found.any() else None
+
+
+def covered(mask: Image.Image, grid: tuple[int, int]) -> np.ndarray:
+    """(tokens,) bool: cells of a grid (height, width) of which at least half is white in a mask."""
+    return np.asarray(mask.convert("F").resize((grid[1], grid[0]), Image.Resampling.BOX)).ravel() >= 127.5
