@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from activations_store.storage.jsonio import content_hash, normalise
 
+from activations_store.storage.jsonio import content_hash, normalise
 from probe.capture.sites import Site
-from probe.directions.direction import _digest
+from probe.directions.direction import tensor_hash
 from probe.errors import InvalidDirection
 from probe.interventions import Intervention, LowRank
 from probe.model.pipeline_eps import PipelineEps
@@ -59,7 +59,7 @@ class Adapter:
     @property
     def hash(self) -> str:
         """SHA-256 over everything, hexadecimal."""
-        parts = {site: [_digest(self.up[site]), _digest(self.down[site])] for site in self.up}
+        parts = {site: [tensor_hash(self.up[site]), tensor_hash(self.down[site])] for site in self.up}
         return content_hash({"provenance": dict(self.provenance), "weights": parts})
 
     def change(self, site: str, component: int) -> torch.Tensor:

@@ -37,7 +37,9 @@ class Asymmetry(Fitted):
     probes); ``log_snr_`` (n,).
 
     Example:
-        >>> found = Asymmetry(probes=16).fit(model, trajectory(model, "a red star", 0, steps=10)[1:])
+        >>> model = PipelineEps(load_pipeline("canvas"))
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
+        >>> found = Asymmetry(probes=4).fit(model, points[3:5])
         >>> found.asymmetry_, found.asymmetry_se_
     """
 

@@ -23,17 +23,15 @@ from typing import Literal, Self
 import torch
 
 from probe.capture.tensors import to_rows
-from probe.directions.concept_vector import _vector_shape
 from probe.directions.direction import Direction
 from probe.directions.objectives import Objective
-from probe.directions.optimised import OptimisedFinder, Progress, site_example
+from probe.directions.optimised import OptimisedFinder, Progress, site_example, vector_shape
 from probe.directions.points import added, site_of
 from probe.errors import InvalidDirection
 from probe.interventions import Intervention
 from probe.model.eps_model import alpha_sigma, conditions
-from probe.model.generate import generation_defaults
 from probe.model.pipeline_eps import PipelineEps
-from probe.model.schedule import schedule
+from probe.model.schedule import noise_levels
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,14 +78,14 @@ class Asyrp(OptimisedFinder):
         """
         levels = self._levels(model)
         given = conditions(prompts, 1) if isinstance(prompts, str) else list(prompts)
-        if not given or self.view not in ("tokens", "map") or not self.weight >= 0:
+        if not given or not self.weight >= 0:
             raise InvalidDirection(
-                f"Asyrp: {len(given)} prompts, view {self.view!r}, weight {self.weight}; expected at least one prompt, "
-                "view tokens or map, a weight of at least 0."
+                f"Asyrp: {len(given)} prompts, weight {self.weight}; expected at least one prompt and a weight of at "
+                "least 0."
             )
         site, generator = site_of(model, self.site), self._generator()
         example = site_example(model, self.site)
-        shape = _vector_shape(example, self.view)
+        shape = vector_shape(example, self.view)
         d = torch.zeros(len(levels) if self.per_step else 1, *shape[1:], device=model.device).requires_grad_()
 
         def loss() -> torch.Tensor:
@@ -111,6 +109,7 @@ class Asyrp(OptimisedFinder):
                     z = alpha * edited.detach() + sigma * eps
             return total.requires_grad_()  # its gradients are there already
 
+        times = tuple(round(level.t) for level in noise_levels(model.pipe.scheduler, levels))
         self._descend([d], loss, progress, rate=float(example.square().mean().sqrt()))
         rows = torch.stack([to_rows(str(site), row[None])[0] for row in d.detach()])
         basis = rows[:, None] if self.view == "map" else rows[:, None, 0]
@@ -118,7 +117,7 @@ class Asyrp(OptimisedFinder):
             str(site),
             basis,
             basis.flatten(2).norm(dim=-1),
-            timesteps=self._timesteps(model, len(levels)) if self.per_step else None,
+            timesteps=times if self.per_step else None,
             frame="per_step" if self.per_step else "global",
             provenance=self._about(model, prompts=given),
         )
@@ -127,10 +126,3 @@ class Asyrp(OptimisedFinder):
     def edit(self, strength: float = 1.0, *, steps: Sequence[int] | None = None, branch: str = "both") -> Intervention:
         """The edit as it was trained: into the predicted sample only. Needs a DDIM sampler."""
         return self.direction_.intervention(0, strength, unit="raw", branch=branch, steps=steps, inject="x0")
-
-    def _timesteps(self, model: PipelineEps, n: int) -> tuple[int, ...] | None:
-        """The scheduler's timesteps of the levels, if they are its own."""
-        if self.levels is not None:
-            return None
-        times, log_snr = schedule(model.pipe, generation_defaults(model.pipe).steps)
-        return tuple(t for t, a in zip(times, log_snr, strict=True) if a != float("-inf"))[-n:]

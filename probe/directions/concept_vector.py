@@ -20,9 +20,8 @@ import torch
 
 from probe.capture.tensors import to_rows
 from probe.directions.direction import Direction
-from probe.directions.optimised import OptimisedFinder, Progress, drawn, site_example
+from probe.directions.optimised import OptimisedFinder, Progress, drawn, site_example, vector_shape
 from probe.directions.points import added, site_of
-from probe.errors import InvalidDirection
 from probe.model.eps_model import conditions
 from probe.model.pipeline_eps import PipelineEps
 
@@ -66,12 +65,9 @@ class ConceptVector(OptimisedFinder):
         """
         levels, x = self._levels(model), self._samples(model, x)
         sources = conditions(source, len(x))
-        if self.view not in ("tokens", "map"):
-            raise InvalidDirection(f"ConceptVector: view {self.view!r}; expected tokens or map.")
         site, generator = site_of(model, self.site), self._generator()
         example = site_example(model, self.site)
-        shape = _vector_shape(example, self.view)
-        c = torch.zeros(shape, device=model.device).requires_grad_()
+        c = torch.zeros(vector_shape(example, self.view), device=model.device).requires_grad_()
 
         def loss() -> torch.Tensor:
             index, z, noise, a = drawn(x, levels, self.batch, generator)
@@ -89,12 +85,3 @@ class ConceptVector(OptimisedFinder):
             provenance=self._about(model, x=x, source=sources),
         )
         return self
-
-
-def _vector_shape(example: torch.Tensor, view: str) -> tuple[int, ...]:
-    """Shape of what is added to a site: a whole tensor, or one value a channel that broadcasts over its tokens."""
-    if view == "map":
-        return tuple(example.shape)
-    if example.ndim == 4:
-        return (1, example.shape[1], 1, 1)
-    return (1, 1, example.shape[-1])

@@ -70,6 +70,8 @@ class ScoreRank(_Dimension):
     (n, D).
 
     Example:
+        >>> model = Sphere(torch.eye(40)[:, :6], radius=2.0)  # 5 dimensions; a network takes 4 x its numbers of passes
+        >>> x = model.sample(1, torch.Generator().manual_seed(0))
         >>> found = ScoreRank(noise=(0.01, 0.1)).fit(model, x)
         >>> found.dimension_[~found.failed_]
     """
@@ -121,7 +123,9 @@ class TraceDimension(_Dimension):
     D - sigma tr(d eps / d z) alone.
 
     Example:
-        >>> found = TraceDimension(noise=(0.05,), probes=50).fit(model, x)
+        >>> model = PipelineEps(load_pipeline("canvas"))
+        >>> x = self_generated(model, ["a red star in flat style"], [0])
+        >>> found = TraceDimension(noise=(0.3,), probes=10).fit(model, x, "a red star in flat style")
         >>> found.dimension_, found.dimension_se_
     """
 

@@ -102,7 +102,7 @@ class Direction:
     @property
     def hash(self) -> str:
         """SHA-256 over everything, hexadecimal."""
-        return content_hash(self.record() | {"basis": _digest(self.basis), "scale": _digest(self.scales)})
+        return content_hash(self.record() | {"basis": tensor_hash(self.basis), "scale": tensor_hash(self.scales)})
 
     def record(self) -> dict[str, Any]:
         """All but the tensors, as JSON values."""
@@ -316,5 +316,6 @@ def random_direction(like: Direction, seed: int) -> Direction:
     return replace(like, basis=flat.reshape(like.basis.shape).to(like.basis.dtype), provenance=about)
 
 
-def _digest(x: torch.Tensor) -> str:
+def tensor_hash(x: torch.Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and values, hexadecimal."""
     return hashlib.sha256(f"{x.dtype}{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes()).hexdigest()

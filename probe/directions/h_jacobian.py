@@ -42,7 +42,7 @@ class HJacobian(OperatorFinder):
     Example:
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
-        >>> found = HJacobian(site="mid_block", k=3).fit(model, points[4:5])
+        >>> found = HJacobian(site="mid_block", k=2).fit(model, points[4:5])
         >>> edit = found.direction_.intervention(0, strength=5.0)
     """
 

@@ -43,9 +43,11 @@ class LocalEdit(OperatorFinder):
     are the responses inside; ``locality_`` (n, k), response inside over response outside; ``singular_``.
 
     Example:
+        >>> model = PipelineEps(load_pipeline("canvas"))
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
         >>> mask = torch.zeros(16, 16)
         >>> mask[:8] = 1
-        >>> found = LocalEdit(mask=mask, k=1, null_rank=20).fit(model, points[4:5])
+        >>> found = LocalEdit(mask=mask, k=1, null_rank=3).fit(model, points[4:5])
         >>> edit = found.direction_.intervention(0, strength=6.0)
     """
 

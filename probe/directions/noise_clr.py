@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from probe.directions.direction import Direction
-from probe.directions.optimised import OptimisedFinder, Progress, site_example
+from probe.directions.optimised import OptimisedFinder, Progress, site_example, vector_shape
 from probe.directions.points import added, site_of
 from probe.errors import InvalidDirection
 from probe.interventions import Guide, Intervention
@@ -75,16 +75,16 @@ class NoiseCLR(OptimisedFinder):
             InvalidDirection: fewer than two directions or samples at a time, or samples that do not fit.
         """
         levels, x = self._levels(model), self._samples(model, x, self.batch)
-        if not 2 <= self.at_once <= self.k or self.batch < 2 or not self.tau > 0 or self.view not in ("tokens", "map"):
+        if not 2 <= self.at_once <= self.k or self.batch < 2 or not self.tau > 0:
             raise InvalidDirection(
-                f"NoiseCLR: {self.at_once} of {self.k} directions at once, batch {self.batch}, tau {self.tau}, view "
-                f"{self.view!r}; expected at least two of each at once, tau above 0, view tokens or map."
+                f"NoiseCLR: {self.at_once} of {self.k} directions at once, batch {self.batch}, tau {self.tau}; "
+                "expected at least two of each at once, and tau above 0."
             )
         site, generator = site_of(model, "unet:prompt"), self._generator()
         example = site_example(model, "unet:prompt")
         size = float(example.square().mean().sqrt())
-        rows = example.shape[1] if self.view == "map" else 1
-        d = self.start * size * torch.randn(self.k, rows, example.shape[2], generator=generator)
+        shape = vector_shape(example, self.view)[1:]
+        d = self.start * size * torch.randn(self.k, *shape, generator=generator)
         d = d.to(model.device).requires_grad_()
 
         def loss() -> torch.Tensor:

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from probe.directions.direction import Direction
+from probe.directions.direction import Direction, tensor_hash
 from probe.directions.fitted import Fitted
-from probe.directions.operator_finder import _plain, model_record
-from probe.directions.points import site_of
+from probe.directions.operator_finder import model_record
+from probe.directions.points import Point, site_of, site_value
 from probe.errors import InvalidDirection
 from probe.interventions.guide import text_embedding
 from probe.model.eps_model import noised
@@ -189,13 +189,25 @@ def site_shape(model: PipelineEps, site: str) -> tuple[int, ...]:
 
 def site_example(model: PipelineEps, site: str) -> torch.Tensor:
     """What a site holds for pure noise and no condition, (1, ...): its shape, and the size of its values."""
-    from probe.directions.points import Point, site_value
-
     where = site_of(model, site)
     if where.port == "prompt":
         return text_embedding(model.pipe, "")[None].float()
     z = torch.randn(1, *model.sample_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     return site_value(model, Point(z, model.log_snr_range[0]), str(where)).float()
+
+
+def vector_shape(example: torch.Tensor, view: str) -> tuple[int, ...]:
+    """Shape of what is added to a site like ``example``: the whole of it (``map``), or one value a channel that
+    broadcasts over its tokens (``tokens``).
+
+    Raises:
+        InvalidDirection: another view.
+    """
+    if view not in ("tokens", "map"):
+        raise InvalidDirection(f"view {view!r}; expected tokens or map.")
+    if view == "map":
+        return tuple(example.shape)
+    return (1, example.shape[1], 1, 1) if example.ndim == 4 else (1, 1, example.shape[-1])
 
 
 def flat_embed(x: torch.Tensor) -> torch.Tensor:
@@ -210,6 +222,7 @@ def described(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [described(item) for item in value]
     if isinstance(value, torch.Tensor | np.ndarray):
-        return _plain(value)
+        array = torch.as_tensor(value).detach().cpu()
+        return {"shape": list(array.shape), "sha256": tensor_hash(array)}
     record = getattr(value, "record", None)
     return record() if callable(record) else getattr(value, "__name__", type(value).__name__)

@@ -81,8 +81,7 @@ def trajectory(model: PipelineEps, prompt: str, seed: int, *, steps: int, guidan
     def keep(
         site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
     ) -> None:
-        x = rows[-1:].transpose(1, 2).reshape(1, *model.sample_shape)
-        z, level = model.from_model_scale(x.float(), timesteps[step])
+        z, level = model.from_model_scale(model.from_rows(rows[-1:]).float(), timesteps[step])
         points.append(Point(z.contiguous(), level, prompt, step, timesteps[step]))
 
     with Recorder(model.pipe, [Site(name, "in")], keep):

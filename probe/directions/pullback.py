@@ -36,9 +36,12 @@ class Pullback(OperatorFinder):
     ``singular_``.
 
     Example:
+        >>> model = PipelineEps(load_pipeline("canvas"))
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
         >>> found = Pullback(feature="mid_block", k=3).fit(model, points[4:5])
         >>> edit = found.direction_.intervention(0, strength=4.0)
-        >>> other = Pullback(feature="mid_block", k=20).fit(model, other_points[4:5])
+        >>> others = trajectory(model, "a blue cup in flat style", seed=1, steps=10)
+        >>> other = Pullback(feature="mid_block", k=5).fit(model, others[4:5])
         >>> moved = other.transport(found.feature_direction_[0])
     """
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from probe.directions.adapter import Adapter, adapted
 from probe.directions.direction import Direction
-from probe.directions.optimised import Embed, OptimisedFinder, Progress, drawn, flat_embed, site_example
+from probe.directions.optimised import Embed, OptimisedFinder, Progress, drawn, flat_embed, site_example, vector_shape
 from probe.directions.points import added, site_of
 from probe.errors import InvalidDirection
 from probe.model.eps_model import x0_hat
@@ -121,12 +121,9 @@ class TokenSliders(SliderFinder):
     start: float = 0.3
 
     def _parameters(self, model: PipelineEps, generator: torch.Generator) -> list[torch.Tensor]:
-        if self.view not in ("tokens", "map"):
-            raise InvalidDirection(f"TokenSliders: view {self.view!r}; expected tokens or map.")
         example = site_example(model, "unet:prompt")
         self._size = float(example.square().mean().sqrt())
-        rows = example.shape[1] if self.view == "map" else 1
-        d = self.start * torch.randn(self.k, rows, example.shape[2], generator=generator)
+        d = self.start * torch.randn(self.k, *vector_shape(example, self.view)[1:], generator=generator)
         self._d = d.to(model.device).requires_grad_()
         return [self._d]
 

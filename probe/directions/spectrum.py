@@ -42,7 +42,9 @@ class JacobianSpectrum(OperatorFinder):
     ``singular_``.
 
     Example:
-        >>> found = JacobianSpectrum(k=40).fit(model, trajectory(model, "a red star", 0, steps=10)[1:])
+        >>> model = PipelineEps(load_pipeline("canvas"))
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
+        >>> found = JacobianSpectrum(k=6, max_iter=4).fit(model, points[3:5])
         >>> dict(zip(found.log_snr_, found.rank_))
     """
 

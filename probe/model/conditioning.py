@@ -2,7 +2,8 @@
 
 The denoiser needs more than a noisy sample: text embeddings, size embeddings, class labels. The pipeline's own
 ``__call__`` is started with the prompts and stopped before its first denoiser call, whose arguments are kept. So
-anything the pipeline does for its denoiser is done, for every pipeline whose sample is a plain map.
+anything the pipeline does for its denoiser is done, for every pipeline whose sample is a plain map, or one packed into
+tokens (``packing.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from probe.errors import UnsupportedPipeline
 from probe.model.generate import call_kwargs, model_label, no_progress_bar
+from probe.model.packing import Packing
 from probe.model.pipeline import Pipeline
 from probe.model.steps import branch_layout, denoiser
 
@@ -27,12 +29,14 @@ class DenoiserCall(NamedTuple):
         arguments: by parameter name, the sample and ``timestep`` among them.
         sample: name of the parameter that takes the sample.
         branches: guidance branches along the batch.
+        packing: how the sample's tokens lie on a map; None for a plain map.
     """
 
     module: torch.nn.Module
     arguments: dict[str, Any]
     sample: str
     branches: tuple[str, ...]
+    packing: Packing | None = None
 
 
 class _BeforeFirstCall(BaseException):
@@ -51,7 +55,7 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
         guidance: above 1 for both branches.
 
     Raises:
-        UnsupportedPipeline: the denoiser is not called with a map and a 'timestep'. Packed samples (FLUX) are refused.
+        UnsupportedPipeline: the denoiser is not called with a map, plain or packed, and a 'timestep'.
     """
     _, module = denoiser(pipe)
     signature = inspect.signature(module.forward)
@@ -70,9 +74,12 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
         handle.remove()
     name = next(iter(call), "")
     sample = call.get(name)
-    if "timestep" not in call or not isinstance(sample, torch.Tensor) or sample.ndim != 4:
+    packing = None
+    if isinstance(sample, torch.Tensor) and sample.ndim == 3:
+        packing = Packing.of(sample, call.get("img_ids"))
+    if "timestep" not in call or not isinstance(sample, torch.Tensor) or (sample.ndim != 4 and packing is None):
         raise UnsupportedPipeline(
             f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
             "'timestep', so it cannot be called on a sample of ours."
         )
-    return DenoiserCall(module, call, name, branch_layout(pipe, call))
+    return DenoiserCall(module, call, name, branch_layout(pipe, call), packing)

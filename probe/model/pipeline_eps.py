@@ -8,7 +8,8 @@ grid point it is that timestep, and the call is the one that the pipeline would 
 
 A condition is a prompt (or the class of a class-conditional model); None is what the pipeline itself runs as its
 unconditional branch, which is not always the empty prompt (SDXL zeroes it). Guidance is no part of a denoiser: the
-guided noise is no posterior mean, and whoever wants it combines two calls.
+guided noise is no posterior mean, and whoever wants it combines two calls. A model that was distilled to take guidance
+as an input (FLUX) is given 1, and None is its empty prompt.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class PipelineEps:
         first = self._capture(None)
         self._module, self._sample = first.module, first.sample
         sample, time = first.arguments[first.sample], first.arguments["timestep"]
-        self.sample_shape: tuple[int, ...] = tuple(sample.shape[1:])
+        self._packing = first.packing
+        shape = sample.shape if first.packing is None else first.packing.unpack(sample).shape
+        self.sample_shape: tuple[int, ...] = tuple(shape[1:])
         self.device: torch.device = sample.device
         self.dtype = torch.float32
         self._model_dtype: torch.dtype = sample.dtype
@@ -78,10 +81,18 @@ class PipelineEps:
         whole = bool((t == t.round()).all())
         time = (t * self._time_scale).to(z.device, self._time_dtype if whole else torch.float32)
         arguments = self._arguments(cond, len(z))
-        output = self._module(**(arguments | {self._sample: own.to(self._model_dtype), "timestep": time}))
+        sample = own.to(self._model_dtype) if self._packing is None else self._packing.pack(own.to(self._model_dtype))
+        output = self._module(**(arguments | {self._sample: sample, "timestep": time}))
         output = output[0] if isinstance(output, tuple) else output.sample
+        output = output if self._packing is None else self._packing.unpack(output)
         output = output[:, : self.sample_shape[0]].to(z.dtype)  # DiT predicts variances behind the noise
         return noise_of(self.kind, output, own, signal, noise)
+
+    def from_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Recorded rows (B, tokens, d) of the denoiser's input as samples (B, *sample_shape)."""
+        if self._packing is not None:
+            return self._packing.unpack(rows)
+        return rows.transpose(1, 2).reshape(-1, *self.sample_shape)
 
     def from_model_scale(self, x: torch.Tensor, t: float) -> tuple[torch.Tensor, float]:
         """A denoiser's own input at a timestep, such as a recorded ``unet:in``, as (z, log_snr) of this interface.
@@ -136,6 +147,8 @@ class PipelineEps:
         """Keep what the denoiser is called with for one condition; None is the unconditional branch."""
         if cond is None:
             found = denoiser_call(self.pipe, [_any_prompt(self.pipe)], 2.0)
+            if "uncond" not in found.branches:  # guidance is an input, or nothing
+                found = denoiser_call(self.pipe, [_any_prompt(self.pipe)], 1.0)
             branch = found.branches.index("uncond") if "uncond" in found.branches else 0
         else:
             found, branch = denoiser_call(self.pipe, [str(cond)], 1.0), 0
