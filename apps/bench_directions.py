@@ -109,6 +109,7 @@ def bench_directions(
     known = entrants()
     for name in config.finders:
         key = shared | {"finder": name, "store": train.hashes}
+        key |= {"strengths": known[name].strengths} if known[name].strengths else {}
         rows += stages.do(f"finder-{_file_name(name)}", name, key, lambda name=name: {"rows": measured(known[name])})[
             "rows"
         ]

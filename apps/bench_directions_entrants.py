@@ -133,13 +133,13 @@ def entrants() -> dict[str, Entrant]:
         Entrant("Asyrp", "named", _asyrp),
         Entrant("prompt difference", "named", _text_difference),
         Entrant("prompt PCA", "named", _text_pca),
-        Entrant("NoiseCLR", "tried", _noise_clr, strengths=(0.7, 1.5)),
-        Entrant("token sliders", "tried", _token_sliders, strengths=(0.7, 1.5)),
-        Entrant("adapter sliders", "tried", _adapter_sliders, strengths=(2.0, 6.0)),
-        Entrant("Jacobian of h", "tried", _h_jacobian, strengths=(0.7, 1.5)),
-        Entrant("pullback", "tried", _pullback, strengths=(0.7, 1.5)),
-        Entrant("random at the site", "tried", _random_at_site, strengths=(0.7, 1.5)),
         Entrant("random in the prompt", "tried", _random_prompt, strengths=(0.7, 1.5)),
+        Entrant("NoiseCLR", "tried", _noise_clr, strengths=(1.0,)),
+        Entrant("token sliders", "tried", _token_sliders, strengths=(1.0,)),
+        Entrant("adapter sliders", "tried", _adapter_sliders, strengths=(4.0,)),
+        Entrant("Jacobian of h", "tried", _h_jacobian, strengths=(1.0,)),
+        Entrant("pullback", "tried", _pullback, strengths=(1.0,)),
+        Entrant("random at the site", "tried", _random_at_site, strengths=(1.0,)),
     ]
     return {entrant.name: entrant for entrant in found}
 
