@@ -11,7 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from apps.commands import app, bench, collect, demo, directions, features, generate, sae, steer, store, train, unlearn
+from apps.commands import (
+    app,
+    bench,
+    collect,
+    demo,
+    directions,
+    features,
+    generate,
+    lens,
+    sae,
+    steer,
+    store,
+    train,
+    unlearn,
+)
 
 PACKAGES = ("activations_store", "apps", "probe", "sae")
 FAILED, INTERRUPTED = 2, 130
@@ -53,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, collect, train, sae, features, directions, steer, unlearn, generate, store, bench, app):
+    for module in (demo, collect, train, sae, features, directions, lens, steer, unlearn, generate, store, bench, app):
         module.add_parser(commands)
     return parser
 
