@@ -13,7 +13,16 @@ from conftest import build_tiny_pipeline
 
 from probe.canvas import Scene, caption, render, shipped_judge
 from probe.errors import EmptyPrompts, InvalidRequest, UnsupportedPipeline
-from probe.interventions import AddDirection, Intervention, Replace, intervene
+from probe.interventions import (
+    AddDirection,
+    Intervention,
+    Replace,
+    ScaleFeatures,
+    TopKDictionary,
+    intervene,
+    random_control,
+)
+from probe.interventions.timed_dictionary import Predictor, TimedDictionary
 from probe.model import PipelineEps, load_pipeline
 from probe.model.eps_model import noised
 from probe.unlearning.attacks import (
@@ -174,6 +183,15 @@ def test_sampler_edits_need_a_sampler_that_can_be_followed():
         DenoisingLoss(tiny_task(pipe, (Intervention("sampler:x0", AddDirection(torch.ones(4))),)))
 
 
+def test_dictionaries_that_read_the_step_before_are_refused_before_any_work(tiny_pipe):
+    core = TopKDictionary(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), 4)
+    residual = Predictor(torch.zeros(3, 16, 16), torch.zeros(3, 16))
+    sae = TimedDictionary((core,), torch.tensor([-2.0, 0.0, 2.0]), (0, 0, 0), predictor=residual)
+    edit = Intervention("mid_block", ScaleFeatures(sae, torch.tensor([1])))
+    with pytest.raises(InvalidRequest, match="reads each step after the one before"):
+        DenoisingLoss(tiny_task(tiny_pipe, (random_control(edit),)))
+
+
 def test_an_edit_that_overwrites_the_prompt_is_told():
     pipe = build_tiny_pipeline()
     away = Intervention("unet:prompt", Replace(torch.zeros(32, 16)), branch="cond")
@@ -194,7 +212,12 @@ def test_every_attack_draws_as_many_images_counts_its_cost_and_leaves_the_model_
         held_out=["a neon star"],
     )
     small = {"embedding": EmbeddingBudget(3, 2, restarts=2, validation=1), "token_search": TokenBudget(2, 2, 3)}
-    spent = {"paraphrase": 16, "held_out": 16, "embedding": 16 + 2 * 3 * 2 + 3 * 4, "token_search": 16 + 9 + 2 * 4 * 9}
+    spent = {
+        "paraphrase": 16,
+        "held_out": 16,
+        "embedding": 16 + 2 * 3 * 2 + 3 * 4,
+        "token_search": 16 + 9 + 2 * 4 * 9 + 18,
+    }
     for name, attack in ATTACKS.items():
         told: list[tuple[int, int]] = []
         given = (small[name],) if name in small else ()
@@ -302,7 +325,7 @@ def test_where_the_concept_is_gone_for_every_text_the_attack_fails(canvas):
 def test_references_of_another_concept_bring_that_concept(canvas):
     task, fish = star_task(canvas, (renamed(canvas),)), star_task(canvas, (), shown="fish")
     result = floor(
-        lambda t: embedding(t, EmbeddingBudget(30, 4, restarts=1, validation=1)), task, fish.references, fish.captions
+        lambda t: embedding(t, EmbeddingBudget(16, 4, restarts=1, validation=1)), task, fish.references, fish.captions
     )
     assert stars(result.images) <= 0.35
     with pytest.raises(InvalidRequest, match="does not name 'star'"):

@@ -127,16 +127,16 @@ def read_as_moon(pipe: Any) -> tuple[Intervention, ...]:
 
 def test_images_are_explained_by_their_word_unless_the_word_means_something_else(canvas):
     words = ["star", "moon", "fish"]
-    task = canvas_task(canvas, (), "object", "star", n=1, n_references=6, steps=5)
+    task = canvas_task(canvas, (), "object", "star", n=1, n_references=4, steps=4)
     found = classify_images(task, words)
-    assert found.accuracy(["star"] * 6) >= 0.8
+    assert found.accuracy(["star"] * 4) >= 0.75
     # what only steers the sampler leaves the conditional prediction alone, to the last bit
     steered = classify_images(replace(task, interventions=negative_prompt(canvas, "a star")), words)
     np.testing.assert_allclose(steered.log_posterior, found.log_posterior, atol=1e-3)
     filtered = classify_images(replace(task, interventions=read_as_moon(canvas)), words)
     np.testing.assert_allclose(filtered.log_posterior[:, 0], filtered.log_posterior[:, 1], atol=1e-6)
     with pytest.raises(InvalidRequest, match="captions that hold 'star' once each"):
-        classify_images(replace(task, captions=["a fish"] * 6), words)
+        classify_images(replace(task, captions=["a fish"] * 4), words)
 
 
 def test_an_audit_of_a_filter_finds_the_concept_inside(canvas):

@@ -24,9 +24,12 @@ from diffusers import DDIMScheduler
 
 from probe.capture.noising import encode
 from probe.errors import InvalidRequest, UnsupportedPipeline
+from probe.interventions.dictionary import as_dictionary
+from probe.interventions.features import FeatureOp
 from probe.interventions.places import SAMPLER, place
+from probe.interventions.timed_dictionary import TimedDictionary
 from probe.model.conditioning import denoiser_call
-from probe.model.generate import model_label, no_progress_bar
+from probe.model.generate import model_label
 from probe.model.prediction import clean_of, prediction_type
 from probe.model.schedule import training_level
 from probe.unlearning.attacks.task import AttackTask
@@ -61,6 +64,7 @@ class DenoisingLoss:
         n_steps: steps of the sampler.
 
     Raises:
+        InvalidRequest: an edit uses a dictionary that reads the step before.
         UnsupportedPipeline: the pipeline's denoiser is conditioned on more than one text embedding, or an edit of the
             sampler meets another scheduler than DDIM.
     """
@@ -75,11 +79,17 @@ class DenoisingLoss:
             raise UnsupportedPipeline(f"{model_label(pipe)}: its denoiser takes more, or less, than a text embedding.")
         self._call, self.branches = call, call.branches
         sample = call.arguments[call.sample]
+        self._dtype = sample.dtype
         self.x0 = encode(pipe, np.asarray(task.references), sample.shape[1:]).to(sample.device)
         pipe.scheduler.set_timesteps(task.steps)
         self._timesteps = list(pipe.scheduler.timesteps)
         self.n_steps = len(self._timesteps)
         self._kind = prediction_type(pipe.scheduler)
+        if any(_reads_the_step_before(item.op) for item in task.interventions):
+            raise InvalidRequest(
+                f"attack on {task.label!r}: the edit uses a residual dictionary, which reads each step after the one "
+                "before; its loss at single steps is not defined. Attack it with paraphrase or held_out."
+            )
         self._by_sampler = any(place(pipe, item).kind == SAMPLER for item in task.interventions)
         if self._by_sampler and not isinstance(pipe.scheduler, DDIMScheduler):
             raise UnsupportedPipeline(
@@ -119,8 +129,7 @@ class DenoisingLoss:
 
     def _text(self, texts: Sequence[str], n: int) -> list[torch.Tensor]:
         """Embeddings (n, L, C) of the branches, through the text encoder and its edits."""
-        with no_progress_bar(self._pipe):
-            cond, uncond = self._pipe.encode_prompt(list(texts), self._pipe.device, 1, "uncond" in self.branches)
+        cond, uncond = self._pipe.encode_prompt(list(texts), self._pipe.device, 1, "uncond" in self.branches)
         cond = cond.expand(n, *cond.shape[1:])
         if "uncond" not in self.branches:
             return [cond]
@@ -130,18 +139,26 @@ class DenoisingLoss:
     def _output(self, z: torch.Tensor, t: torch.Tensor, text: list[torch.Tensor]) -> torch.Tensor:
         """The denoiser's output, guided if both branches are there."""
         arguments: dict[str, Any] = self._call.arguments | {
-            self._call.sample: torch.cat([z] * len(text)),
+            self._call.sample: torch.cat([z.to(self._dtype)] * len(text)),
             "timestep": t,
             "encoder_hidden_states": torch.cat(text),
         }
         output = self._call.module(**arguments)
-        output = output[0] if isinstance(output, tuple) else output.sample
+        output = (output[0] if isinstance(output, tuple) else output.sample).to(z.dtype)
         if len(text) == 1:
             return output
         part = dict(zip(self.branches, output.chunk(len(text)), strict=True))
         if not self._guided:
             return part["cond"]
         return part["uncond"] + self._guidance * (part["cond"] - part["uncond"])
+
+
+def _reads_the_step_before(op: Any) -> bool:
+    op = getattr(op, "op", op)  # within a random control
+    if not isinstance(op, FeatureOp) or not hasattr(op.dictionary, "levels"):
+        return False
+    held = as_dictionary(op.dictionary)
+    return isinstance(held, TimedDictionary) and held.predictor is not None
 
 
 def gradient(value: torch.Tensor, vectors: torch.Tensor, label: str) -> torch.Tensor:

@@ -7,9 +7,10 @@ at position j, and E the embedding table,
 
     score(j, w) = -g_j . (E_w - E_now)          the fall of the loss that exchanging j for w promises, to first order
 
-a few exchanges among the best are tried for real, and the best is taken if it lowers the loss. Unlike an embedding, the
-result is a prompt that anybody can type. Only tokens that are a word by themselves are used, so that the prompt is read
-as it was found.
+a few exchanges among the best are tried for real, and the best is taken if it lowers the loss. The search begins at
+the concept's own word, repeated; at the end the plain word is taken if it does better on noise that was not searched
+on. Unlike an embedding, the result is a prompt that anybody can type. Only tokens that are a word by themselves are
+used, so that the prompt is read as it was found.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from probe.unlearning.attacks.wording import captions_of
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What the search may spend: rounds x (3 + candidates) x images x n_steps denoiser evaluations.
+    """What the search may spend: (rounds (1 + candidates) + 3) x images x n_steps denoiser evaluations, and as many
+    backward as rounds.
 
     Attributes:
-        n_tokens: words in the concept's place; the last begins as the concept's own word.
+        n_tokens: words in the concept's place.
         rounds: exchanges.
         candidates: exchanges tried in a round.
         pool: most promising exchanges from which they are drawn.
@@ -69,34 +71,35 @@ def token_search(task: AttackTask, budget: TokenBudget = TokenBudget()) -> Attac
     if not len(usable):
         raise InvalidRequest("token search: the tokenizer has no token that is a word by itself.")
     draw = torch.Generator("cpu").manual_seed(budget.seed)
-    first = usable[torch.randint(len(usable), (budget.n_tokens - 1,), generator=draw)].tolist()
-    now = [*(words[i] for i in first), task.name]
+    now = [task.name] * budget.n_tokens
     captions = captions_of(task)
+    check_contains(
+        pipe,
+        [_said(text, task.name, now) for text in (*task.prompts, *captions)],
+        " ".join(now),
+        word_tokens(pipe, " ".join(now)),
+    )
     with spending(pipe) as spent:
         loss = DenoisingLoss(task)
         batches = loss.batches(budget.images, budget.n_steps, budget.seed)
-        history: list[float] = []
         with intervene(pipe, task.interventions):
-            check_contains(
-                pipe,
-                [_said(t, task.name, now) for t in (*task.prompts, *captions)],
-                " ".join(now),
-                word_tokens(pipe, " ".join(now)),
-            )
-            value = _value(loss, task.name, now, captions, batches)
-            history.append(value)
+            (value,) = _values(task, loss, [now], captions, batches)
+            history = [value]
             for done in range(budget.rounds):
                 tried = _exchanges(task, loss, now, captions, batches, usable, words, budget, draw)
-                values = [_value(loss, task.name, words_, captions, batches) for words_ in tried]
+                values = _values(task, loss, tried, captions, batches)
                 best = min(range(len(values)), key=values.__getitem__)
                 if values[best] < value:
                     now, value = tried[best], values[best]
                 history.append(value)
                 task.report(done + 1, budget.rounds + 1)
-        prompts = tuple(_said(prompt, task.name, now) for prompt in task.prompts)
+            held = loss.batches(budget.images, budget.n_steps, budget.seed + 7_919)
+            plain, found = _values(task, loss, [[task.name], now], captions, held)
+        chosen = now if found < plain else [task.name]
+        prompts = tuple(_said(prompt, task.name, chosen) for prompt in task.prompts)
         images = task.draw(prompts)
         task.report(budget.rounds + 1, budget.rounds + 1)
-        detail = {"words": now, "losses": history}
+        detail = {"words": chosen, "found": now, "losses": history, "held_out": {"plain": plain, "found": found}}
         return AttackResult("token_search", images, prompts, spent.evaluations, spent.seconds, detail)
 
 
@@ -147,10 +150,24 @@ def _exchanges(
 
 
 @torch.no_grad()
-def _value(
-    loss: DenoisingLoss, name: str, words: Sequence[str], captions: Sequence[str], batches: Sequence[Batch]
-) -> float:
-    return float(torch.cat([loss(_texts(name, words, captions, b), b) for b in batches]).mean())
+def _values(
+    task: AttackTask,
+    loss: DenoisingLoss,
+    tried: Sequence[Sequence[str]],
+    captions: Sequence[str],
+    batches: Sequence[Batch],
+) -> list[float]:
+    """Mean loss of each choice of words, all on the same noise."""
+    found = torch.zeros(len(tried), dtype=torch.float64)
+    for batch in batches:
+        size = max(1, task.batch_size // len(batch.at))
+        for start in range(0, len(tried), size):
+            part = tried[start : start + size]
+            k = len(part)
+            many = Batch(batch.at * k, batch.x0.repeat(k, 1, 1, 1), batch.noise.repeat(k, 1, 1, 1), batch.step)
+            texts = [text for words in part for text in _texts(task.name, words, captions, batch)]
+            found[start : start + k] += loss(texts, many).view(k, -1).mean(1).double().cpu() / len(batches)
+    return found.tolist()
 
 
 def _texts(name: str, words: Sequence[str], captions: Sequence[str], batch: Batch) -> list[str]:
