@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from apps.commands import (
     app,
+    audit,
     bench,
     collect,
     demo,
@@ -67,7 +68,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, collect, train, sae, features, directions, lens, steer, unlearn, generate, store, bench, app):
+    for module in (
+        demo,
+        collect,
+        train,
+        sae,
+        features,
+        directions,
+        lens,
+        steer,
+        unlearn,
+        audit,
+        generate,
+        store,
+        bench,
+        app,
+    ):
         module.add_parser(commands)
     return parser
 
