@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,6 +124,7 @@ class _Many:
         self.test: PromptGrid = world.test.select(dealt_rows(world.test, self.config.bench.retain_seeds))
         n = len(self.config.counts) * (1 + len(MODES)) * len(self.config.factors)
         self.stages = Stages(self.bench.run, self.say, n)
+        self._settings: dict[tuple[str, ...], Features] = {}
         self._sequences: dict[tuple[str, str], list[Edits]] = {}
 
     def order(self, factor: str) -> list[str]:
@@ -130,6 +132,7 @@ class _Many:
         labels = self.bench.world.labels[factor]
         return [labels[i] for i in np.random.default_rng(self.config.order_seed).permutation(len(labels))]
 
+    @cached_property
     def before(self) -> np.ndarray:
         """The unedited images of the test prompts."""
         b = self.bench
@@ -140,6 +143,11 @@ class _Many:
 
     def setting(self, factor: str, labels: Sequence[str]) -> Features:
         """The setting that is best on validation images of the joint edit."""
+        if (factor, *labels) not in self._settings:
+            self._settings[factor, *labels] = self._chosen(factor, labels)
+        return self._settings[factor, *labels]
+
+    def _chosen(self, factor: str, labels: Sequence[str]) -> Features:
         from probe.unlearning import Predictions, balanced, score
 
         settings = self.bench.config.settings(method(METHOD), factor, labels[0])
@@ -202,7 +210,7 @@ class _Many:
             key["n_rescored"] = self.config.n_rescored
 
         def work() -> dict[str, Any]:
-            before = self.before()
+            before = self.before
             images = before if mode == "no_edit" else self._draw(self.test, self.edits(mode, factor, labels))
             judged = Predictions.of(self.bench.world.judge(images), unlearning.DOMAINS)
             return {

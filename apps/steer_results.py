@@ -202,10 +202,15 @@ def summary(
 
 def _read(verdict: Verdict | None, shown: Sequence[int], target: tuple[str, str] | None) -> list[str]:
     from apps.judging import read_outs
+    from probe.canvas import FACTORS
 
     if verdict is None:
         return []
-    texts = read_outs(verdict, concept=target)
+    texts = read_outs(verdict)
+    if target is not None:
+        factor, label = target
+        found = verdict.probs[factor][:, FACTORS[factor].index(label)]
+        texts = [f"{text}\n{label} {probability:.0%}" for text, probability in zip(texts, found, strict=True)]
     return [texts[i] for i in shown]
 
 

@@ -67,15 +67,16 @@ class UnlearnCanvasData:
 
     def sample(self, n: int, *, seed: int = 0) -> Self:
         """n images, every style and every object as equally often as n allows; all if there are no more."""
-        order = np.random.default_rng(seed).permutation(len(self.files))
-        used = {factor: dict.fromkeys(LABELS[factor], 0) for factor in LABELS}
-        left, chosen = [int(i) for i in order], []
-        for _ in range(min(n, len(left))):
-            best = min(left, key=lambda i: sum(used[f][self.labels[f][i]] for f in LABELS))
-            left.remove(best)
+        tie = np.random.default_rng(seed).random(len(self.files))
+        of = [np.array([LABELS[f].index(label) for label in self.labels[f]]) for f in LABELS]
+        used = [np.zeros(len(LABELS[f])) for f in LABELS]
+        chosen: list[int] = []
+        for _ in range(min(n, len(self.files))):
+            best = int((sum(u[labels] for u, labels in zip(used, of, strict=True)) + tie).argmin())
+            tie[best] = np.inf  # once only
             chosen.append(best)
-            for factor in LABELS:
-                used[factor][self.labels[factor][best]] += 1
+            for u, labels in zip(used, of, strict=True):
+                u[labels[best]] += 1
         chosen.sort()
         labels = {factor: tuple(values[i] for i in chosen) for factor, values in self.labels.items()}
         return type(self)(self.folder, tuple(self.files[i] for i in chosen), labels)

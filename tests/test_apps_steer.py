@@ -216,3 +216,43 @@ class TestCommand:
         (tmp_path / "full" / "thesis.txt").write_text("mine")
         assert main([*self.arguments(direction, tiny_folder, tmp_path / "full"), "--force"]) == FAILED
         assert "holds no sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("concept", "old", "prompts"),
+    [
+        (
+            ("colour", "red"),
+            "blue",
+            ["a blue cup on white background in flat style", "a blue cat on sand background in clay style"],
+        ),
+        (
+            ("style", "neon"),
+            "flat",
+            ["a green star on dark background in flat style", "a pink fish on white background in flat style"],
+        ),
+    ],
+)
+def test_canvas_changes_colour_or_style_and_keeps_the_object(
+    concept: tuple[str, str], old: str, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A direction among prompts that the steered ones are not part of; the control as long changes nothing."""
+    from probe.directions import TextDifference
+    from probe.model import PipelineEps, load_pipeline
+
+    factor, new = concept
+    others = ["a blue boat on gray background in flat style", "a blue key on dark background in flat style"]
+    found = TextDifference().fit(
+        PipelineEps(load_pipeline("canvas")), [(text.replace(old, new), text) for text in others]
+    )
+    folder = save_direction(found.direction_, tmp_path / "direction")
+    given = ["steer", "--direction", folder, "--concept", f"{factor}={new}", "--strengths", "1", "--seeds", "3000000"]
+    given += [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert main([str(item) for item in [*given, "--branch", "cond", "--out", tmp_path / "sweep"]]) == 0
+    rows = {(r["push"], r["strength"]): r for r in json.loads((tmp_path / "sweep" / "steer.json").read_text())["rows"]}
+    steered, unedited, random = rows["push", 1.0], rows["push", 0.0], rows["random", 1.0]
+    assert unedited["target"] < 0.05 and random["target"] < 0.05
+    assert steered["target"] > 0.8 and steered["gain"] > 0.8
+    assert steered["kept_object"] == 1.0 and steered["artifacts"] == 0.0
+    assert (tmp_path / "sweep" / "recipe_up" / "recipe.json").is_file()
+    assert "up: saturation at +1 std" in capsys.readouterr().out

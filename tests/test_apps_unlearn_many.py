@@ -67,7 +67,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ManyBench:
         ("saeuron",),
         (("object", "Dogs"), ("style", "Monet")),
         place=place,
-        n_seeds=1,
+        n_seeds=2,
         retain_seeds=1,
         n_recorded=12,
         validation=(2, 2),

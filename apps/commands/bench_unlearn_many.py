@@ -7,11 +7,6 @@ from dataclasses import replace
 
 from apps.commands._options import positive
 
-QUICK = {
-    "counts": (1, 2),
-    "n_rescored": 64,
-}
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the option that only this benchmark has."""
@@ -34,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     bench = replace(bench_unlearn.config_of(options), attacks=(), audit=False)
     config = ManyBench(bench, tuple(options.counts))
     if options.quick:
-        config = replace(config, **QUICK)
+        config = replace(config, counts=(1, 2), n_rescored=64)
     print(f"{', '.join(map(str, config.counts))} of {' and '.join(config.factors)}: {n_images(config):,} images")
     if options.dry_run:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apps.commands._options import Commands, add_command, add_sampling, load_model, positive, steps_range
 
@@ -74,15 +74,17 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw the sweep, judge it, write what was found."""
+    from apps.checks import check_model
     from apps.judging import judge_of
     from apps.steer_results import steer, target_of
     from apps.steer_sweep import Sweep
     from probe.model import generation_defaults
 
-    push, inferred = push_of(options)
+    push, inferred, made_with = asked_of(options)
     options.model = options.model or "canvas"
     pipe = load_model(options)
-    _check_model(options, pipe)
+    if made_with is not None:
+        check_model(pipe, made_with, options.sae)
     judge = judge_of(pipe)
     target = target_of(options.concept, inferred, judge)
     prompts = prompts_of(options, target)
@@ -120,8 +122,22 @@ def concept(text: str) -> tuple[str, str]:
     return factor, label
 
 
-def push_of(options: argparse.Namespace) -> tuple[Push, tuple[str, str] | None]:
-    """What the options push, and the concept that a direction was fitted for.
+class Asked(NamedTuple):
+    """What the options ask for.
+
+    Attributes:
+        push: what is pushed.
+        concept: (factor, label) that a direction was fitted for; None if it does not say.
+        made_with: fingerprint of the model that a dictionary was trained on; None if it does not say.
+    """
+
+    push: Push
+    concept: tuple[str, str] | None = None
+    made_with: dict[str, Any] | None = None
+
+
+def asked_of(options: argparse.Namespace) -> Asked:
+    """Read the dictionary or the direction.
 
     Raises:
         InvalidOption: options that do not fit together.
@@ -138,8 +154,8 @@ def push_of(options: argparse.Namespace) -> tuple[Push, tuple[str, str] | None]:
         about = found.provenance.get("parameters", {})
         known = about.get("factor") and about.get("positive")
         push = direction_push(found, options.component, options.unit or "std")
-        return push, (about["factor"], about["positive"]) if known else None
-    from apps.checks import model_of
+        return Asked(push, (about["factor"], about["positive"]) if known else None)
+    from apps.checks import fingerprint_of, model_of
     from sae import load_sae
 
     if options.unit == "std":
@@ -152,7 +168,7 @@ def push_of(options: argparse.Namespace) -> tuple[Push, tuple[str, str] | None]:
             raise InvalidOption("steer: say what is pushed: --feature N, or --concept FACTOR=LABEL for its best one.")
         features = [best_feature(options.sae, *options.concept)]
     units = None if options.unit == "raw" else feature_units(options.sae, features)
-    return feature_push(sae, features, units), None
+    return Asked(feature_push(sae, features, units), made_with=fingerprint_of(sae))
 
 
 def prompts_of(options: argparse.Namespace, target: tuple[str, str] | None) -> list[str]:
@@ -178,12 +194,3 @@ def prompts_of(options: argparse.Namespace, target: tuple[str, str] | None) -> l
     n = options.n_prompts
     without = balanced(n, seed=2, within={factor: others})
     return [*without.prompts, *balanced(n, seed=3, within={factor: (label,)}).prompts]
-
-
-def _check_model(options: argparse.Namespace, pipe: object) -> None:
-    from apps.checks import check_model, fingerprint_of
-    from sae import load_sae
-
-    made_with = fingerprint_of(load_sae(options.sae)) if options.sae is not None else None
-    if made_with is not None:
-        check_model(pipe, made_with, options.sae)  # pyright: ignore[reportArgumentType]
