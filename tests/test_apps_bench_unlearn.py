@@ -21,7 +21,7 @@ from apps.bench_unlearn_estimate import estimate
 from apps.bench_unlearn_figure import frontier_svg
 from apps.bench_unlearn_pool import run_jobs
 from apps.bench_unlearn_prepare import UnlearnBench, prepare
-from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table
+from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table, target_rows
 from apps.bench_unlearn_target import spread_rows
 from apps.bench_unlearn_world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
 from apps.cli import build_parser, main
@@ -32,7 +32,7 @@ from apps.unlearn_methods import METHODS, method
 from apps.unlearn_run import needs_dictionary, unlearn_targets
 from apps.unlearning import Sampling, scored_grid, validation_grid
 from probe.errors import UnknownConcept
-from probe.unlearning import Setting, evaluate
+from probe.unlearning import Predictions, Setting, evaluate, score
 from sae import TrainConfig
 
 SAMPLING = Sampling(10, 2.0)
@@ -186,9 +186,9 @@ def test_numbers_are_the_protocols(config: UnlearnBench):
         n_boot=50,
         **sampling,
     ).results["object", "star"]
-    for score in ("ua", "ira", "cra", "cra_retain", "artifacts", "ua_clean", "change_retain"):
-        assert row[score] == pytest.approx(direct.scores[score].value), score
-        assert row[f"{score}_low"] <= row[score] <= row[f"{score}_high"]
+    for name in ("ua", "ira", "cra", "cra_retain", "artifacts", "ua_clean", "change_retain"):
+        assert row[name] == pytest.approx(direct.scores[name].value), name
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     assert row["n_images"] == len(rows) == 6 + 3 and row["retain_seeds"] == 1
     assert row["evaluations"] == row["plain_evaluations"] == 20 and row["seconds_ratio"] > 0
     control = next(r for r in measured.rows if r["part"] == "target" and r["method"] == "no_edit")
@@ -264,6 +264,41 @@ def test_the_best_feature_method_is_chosen_on_validation():
         ("uce", "object", "star"): record(1.0, False),
     }
     assert best_sae(records) == {"object": "norm_scaled"}
+
+
+def test_attacks_are_averaged_over_targets_and_refused_ones_left_out():
+    objects, styles = ("star", "star", "moon", "moon"), ("flat", "neon", "flat", "neon")
+    prompted = {"object": objects, "style": styles}
+    judged = Predictions({"object": ("moon", "moon", "moon", "moon"), "style": styles}, np.zeros(4, bool))
+    keys = [("uce", "object", label) for label in ("star", "moon")]
+    given = {"cross": "style", "prompts": "abcd", "seeds": range(4), "n_boot": 20}
+    scores = {key: score("object", key[2], prompted, judged, **given) for key in keys}
+    record = {
+        "setting": "default",
+        "site": "",
+        "tried": [{"setting": "default"}],
+        "cost": {"fit_seconds": 1.0},
+        "distance": {"mmd": 0.2, "mmd_p": 0.5, "mmd_unedited": 0.0, "mmd_null_95": 0.1},
+    }
+    back = {"star": [False, False, True, True], "moon": [True, True, True, True]}
+    attacked = {
+        key: {
+            "attacks": {
+                "none": {"back": [False] * 4},
+                "paraphrase": {"back": back[key[2]]},
+                "embedding": {"refused": "no"},
+            }
+        }
+        for key in keys
+    }
+    rows = target_rows(dict.fromkeys(keys, record), attacked, {}, scores, 1)
+    star, moon, mean = rows
+    assert (star["ua"], moon["ua"], mean["ua"]) == (1.0, 0.0, 0.5)
+    assert (star["ua_after_paraphrase"], moon["ua_after_paraphrase"], mean["ua_after_paraphrase"]) == (0.5, 0.0, 0.25)
+    assert mean["ua_before_attack"] == 1 and mean["ua_worst"] == 0.25 and mean["strongest_attack"] == "paraphrase"
+    assert mean["ua_after_embedding"] is None and mean["ua_after_token_search"] is None
+    assert mean["mmd_above_null"] == 1 and mean["seconds_ratio"] is None and mean["n_targets"] == 2
+    assert "| 50.0 | 50.0 | 100.0 |" in markdown_table(rows) and "UA after embedding" not in markdown_table(rows)
 
 
 def test_ratios_are_averages_of_the_named_methods():
