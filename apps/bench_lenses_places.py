@@ -175,7 +175,7 @@ def drawn_pairs(world: LensWorld) -> Pairs:
         two = replace(two, x=-one.x, y=-one.y)  # so that the same place is a poor answer
         drawn = [render(scene, int(rng.integers(2**31))) for scene in (one, two)]
         side = len(drawn[0].image)
-        on = np.argwhere(drawn[0].mask > 0.9)[:, ::-1] + 0.5
+        on = np.argwhere(drawn[0].mask > 0.9)[:, ::-1].astype(np.float64) + 0.5
         on = on[rng.permutation(len(on))]
         moved = carry_points(on, one, two)
         inside = ((moved > 0) & (moved < side)).all(1)

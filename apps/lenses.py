@@ -131,7 +131,7 @@ def tracing(options: argparse.Namespace) -> None:
             measure=_probability(pipe, options.concept), into="corrupted" if options.lens == "trace" else "clean",
             steps=options.steps, guidance=options.guidance, progress=progress,
         )  # fmt: skip
-    columns = [f"{w[0]}-{w[-1]}" if len(w) > 1 else f"{w[0]}" for w in found.windows]
+    columns = ["-".join(dict.fromkeys((str(w[0]), str(w[-1])))) for w in found.windows]
     verb = "restored" if options.lens == "trace" else "lost"
     sheets = [
         number_table(values, found.sites, columns, title=title, signed=True)
