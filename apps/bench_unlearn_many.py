@@ -85,9 +85,9 @@ def bench_unlearn_many(config: ManyBench, say: Say = print) -> Measurement:
     """
     many = _Many(config, Bench(config.bench), say)
     for factor in config.factors:
-        left = len(many.bench.world.labels[factor]) - config.counts[-1]
-        if left < 1:
-            raise InvalidOption(f"bench unlearn-many: {config.counts[-1]} {factor}s of a world leave no other.")
+        world, most = many.bench.world, config.counts[-1]
+        if most > len(world.labels[factor]) or most >= len(world.test.targets(factor)):
+            raise InvalidOption(f"bench unlearn-many: {most} {factor}s of a world leave no other.")
     learn(many.bench)
     rows, ratios = [], {}
     for factor in config.factors:

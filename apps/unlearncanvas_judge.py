@@ -42,9 +42,9 @@ class Verdict:
         """(N,) bool: whether a classifier is less sure than of real images."""
         return np.logical_or.reduce([self.probs[name].max(1) < floor for name, floor in self.floors.items()])
 
-    def labels(self, factor: str) -> np.ndarray:
-        """(N,) the most probable label."""
-        return np.asarray(LABELS[factor])[self.probs[factor].argmax(1)]
+    def labels(self, factor: str) -> list[str]:
+        """The most probable label of each image."""
+        return [LABELS[factor][i] for i in self.probs[factor].argmax(1)]
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,11 @@ class UnlearnCanvasWorld:
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + len(pairs))
         return PromptGrid(said.prompts, tuple(seeds), said.labels)
 
-    def attack_task(self, *_: object) -> NoReturn:
+    def attack_task(self, *_: object, **__: object) -> NoReturn:
         """Not here: attacks search the words and pictures of canvas. Raises ``InvalidOption``."""
         raise InvalidOption(_CANVAS_ONLY)
 
-    def audit_task(self, *_: object) -> NoReturn:
+    def audit_task(self, *_: object, **__: object) -> NoReturn:
         """Not here, as ``attack_task``."""
         raise InvalidOption(_CANVAS_ONLY)
 
