@@ -173,7 +173,9 @@ def class_texts(subject: Subject, role: str, template: str | None) -> dict[str, 
     return {value: text.replace("{}", value) for value in values}
 
 
-def lens_maps(model: PipelineEps, subject: Subject, roles: Sequence[str], levels: Sequence[float], batch: int):
+def lens_maps(
+    model: PipelineEps, subject: Subject, roles: Sequence[str], levels: Sequence[float], batch: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """role -> (attention, gradient x attention), (images, h, w) each; empty for models without cross-attention."""
     from probe.errors import UnsupportedPipeline
     from probe.lenses import attention_maps, gradient_attention
