@@ -91,7 +91,7 @@ def test_gradients_pass_through_attention_edits():
     pipe.scheduler.set_timesteps(4)
     t = pipe.scheduler.timesteps[1]
     found = []
-    for edits in ((), (Intervention(site, ScaleHeads([0.0, 2.0]), branch="cond"),)):
+    for edits in ((), (Intervention(site, ScaleHeads(torch.tensor([0.0, 2.0])), branch="cond"),)):
         pipe._guidance_scale = 1.0
         with intervene(pipe, edits):
             output = pipe.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]

@@ -120,7 +120,7 @@ def audit(task: AuditTask, *, progress: Callable[[str, int, int], None] | None =
             guidance=task.guidance,
             batch_size=task.batch_size,
             features=features,
-            progress=None if progress is None else lambda done, total: progress(part, done, total),
+            progress=_of_part(progress, part),
         )
 
     runs = {
@@ -133,6 +133,11 @@ def audit(task: AuditTask, *, progress: Callable[[str, int, int], None] | None =
     rows = [*_probe_rows(task, runs, meaningless), *_activity_rows(task, runs, features)]
     rows += _denoising_rows(task, progress)
     return AuditResult(task.factor, task.label, rows, runs["edited", "concept"].images, 1 / len(task.words))
+
+
+def _of_part(progress: Callable[[str, int, int], None] | None, part: str) -> Callable[[int, int], None] | None:
+    """Progress of one part."""
+    return None if progress is None else lambda done, total: progress(part, done, total)
 
 
 def _meaningless(task: AuditTask, k: int) -> torch.Tensor:
@@ -236,9 +241,7 @@ def _denoising_rows(task: AuditTask, progress: Callable[[str, int, int], None] |
                 replace(base, interventions=edits, references=images, captions=captions),
                 task.words,
                 seed=task.seed,
-                progress=None
-                if progress is None
-                else lambda done, total, part=f"{model}, {kind} images": progress(part, done, total),
+                progress=_of_part(progress, f"{model}, {kind} images"),
             )
             best = found.log_posterior >= found.log_posterior.max(1, keepdims=True) - 1e-9
             named.append(best[:, at] / best.sum(1))  # words that the edited model cannot tell apart share the image

@@ -82,7 +82,9 @@ def record(
     activity = [np.zeros((steps, len(prompts)), np.float32) for _ in features]
     first, seen = 0, set()
 
-    def receive(site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, _: Any) -> None:
+    def receive(
+        site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
+    ) -> None:
         if (site, step) in seen:
             return
         seen.add((site, step))

@@ -30,7 +30,7 @@ from probe.interventions.places import SAMPLER, place
 from probe.interventions.timed_dictionary import TimedDictionary
 from probe.model.conditioning import denoiser_call
 from probe.model.generate import model_label
-from probe.model.prediction import clean_of, prediction_type
+from probe.model.prediction import Prediction, clean_of, prediction_type
 from probe.model.schedule import training_level
 from probe.unlearning.attacks.task import AttackTask
 
@@ -84,7 +84,7 @@ class DenoisingLoss:
         pipe.scheduler.set_timesteps(task.steps)
         self._timesteps = list(pipe.scheduler.timesteps)
         self.n_steps = len(self._timesteps)
-        self._kind = prediction_type(pipe.scheduler)
+        self._kind: Prediction = prediction_type(pipe.scheduler)
         if any(_reads_the_step_before(item.op) for item in task.interventions):
             raise InvalidRequest(
                 f"attack on {task.label!r}: the edit uses a residual dictionary, which reads each step after the one "
