@@ -71,7 +71,7 @@ class DirectionsConfig:
 
 QUICK = DirectionsConfig(
     train=160, test=120, prompts=4, k=2, strengths=(1.0,), iterations=4, shuffles=1,
-    finders=("mean difference", "PCA", "concept vector", "prompt difference", "NoiseCLR", "random at the site"),
+    finders=("mean difference", "PCA", "concept vector", "prompt difference", "NoiseCLR", "random, 24"),
 )  # fmt: skip
 
 
@@ -373,7 +373,7 @@ def _ratios(rows: list[Row]) -> dict[str, float | None]:
         read = [row[f"auc_{factor}"] for row in rows if row[f"auc_{factor}"] is not None]
         ratios[f"best_auc_{factor}"] = max(read) if read else None
         ratios[f"best_gain_{factor}"] = max(row[f"gain_{factor}"] for row in rows)
-    for name in ("random at the site", "random in the prompt"):
+    for name in ("random, 24", "random in the prompt"):
         if name in by_name:
             ratios[f"gain_{_file_name(name)}"] = by_name[name]["gain"]
     shuffled = [row["found_shuffled"] for row in rows if row["found_shuffled"] is not None]

@@ -3,7 +3,7 @@
 Three kinds, by what picks the vector that stands for a concept: the finder itself (``named``), the training rows among
 the finder's vectors (``read``), or the judge among the edits (``tried``). Every edit at a site has the same length in
 units of the site, so that a strength means the same for all; an adapter's strength counts in the change that was
-trained.
+trained. Finders on a Jacobian take no part: what they find belongs to one noisy sample.
 """
 
 from __future__ import annotations
@@ -72,8 +72,6 @@ class World:
             from probe.interventions.guide import text_embedding
 
             size = text_embedding(self.model.pipe, "").float().square().sum(1).mean().sqrt().reshape(1)
-        elif direction.site == "sampler:x_t":
-            size = torch.tensor([float(np.sqrt(direction.basis.shape[-1]))])
         else:
             size = torch.from_numpy(self.sizes)
             size = size if len(size) == direction.n_rows else size.mean().reshape(1)
@@ -137,9 +135,6 @@ def entrants() -> dict[str, Entrant]:
         Entrant("NoiseCLR", "tried", _noise_clr, strengths=(1.0,)),
         Entrant("token sliders", "tried", _token_sliders, strengths=(1.0,)),
         Entrant("adapter sliders", "tried", _adapter_sliders, strengths=(4.0,)),
-        Entrant("Jacobian of h", "tried", _h_jacobian, strengths=(1.0,)),
-        Entrant("pullback", "tried", _pullback, strengths=(1.0,)),
-        Entrant("random at the site", "tried", _random_at_site, strengths=(1.0,)),
     ]
     return {entrant.name: entrant for entrant in found}
 
@@ -179,10 +174,6 @@ def _dictionary(world: World, _: Concept | None) -> Found:
 
 def _random_24(world: World, _: Concept | None) -> Found:
     return _random_rows(world, 24)
-
-
-def _random_at_site(world: World, _: Concept | None) -> Found:
-    return _random_rows(world, world.k)
 
 
 def _random_rows(world: World, k: int) -> Found:
@@ -301,35 +292,6 @@ def _adapter_sliders(world: World, _: Concept | None) -> Found:
     finder = AdapterSliders(k=world.k, iterations=world.iterations, seed=world.seed)
     adapter = finder.fit(world.model, *_one_prompt(world)).adapter_
     return Found(adapter.interventions, adapter.k)
-
-
-def _h_jacobian(world: World, _: Concept | None) -> Found:
-    from probe.directions import HJacobian
-
-    finder = HJacobian(site=world.site, k=world.k, oversample=3, max_iter=10, batch=6)
-    return world.at_site(finder.fit(world.model, [_point(world)]).direction_, branch="both")
-
-
-def _pullback(world: World, _: Concept | None) -> Found:
-    """Added once, at the step it was found at."""
-    from probe.directions import Pullback
-
-    point = _point(world)
-    finder = Pullback(feature=world.site, k=world.k, oversample=3, max_iter=10, batch=6)
-    found = world.at_site(finder.fit(world.model, [point]).direction_, branch="both")
-
-    def edit(component: int, strength: float) -> Sequence[Intervention]:
-        return tuple(replace(item, steps=(point.step,)) for item in found.edit(component, strength))
-
-    return replace(found, edit=edit)
-
-
-def _point(world: World) -> Any:
-    """A noisy sample in the middle of a generation."""
-    from probe.directions import trajectory
-
-    prompt = world.store.samples.column("prompt")[0]
-    return trajectory(world.model, prompt, 0, steps=world.steps, guidance=2.0)[world.steps // 2]
 
 
 def _random_prompt(world: World, _: Concept | None) -> Found:

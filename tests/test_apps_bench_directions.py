@@ -83,7 +83,7 @@ def test_an_edit_is_chosen_on_one_half_by_gain_less_side_effect():
 def test_the_controls_and_every_kind_take_part():
     known = entrants()
     assert tuple(known) == FINDERS and {e.kind for e in known.values()} == {"named", "read", "tried"}
-    assert {"random, 24", "random at the site", "random in the prompt"} <= set(known)
+    assert {"random, 24", "random in the prompt"} <= set(known)
     with pytest.raises(InvalidOption, match="magic; known: mean difference"):
         DirectionsConfig(finders=("magic",))
 
