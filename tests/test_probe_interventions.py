@@ -98,6 +98,13 @@ def test_no_op_is_the_identity_bit_for_bit(tiny_pipe, plain, port, branch):
     np.testing.assert_array_equal(draw(tiny_pipe, edits), plain)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_v32_edits_that_are_off_give_the_very_image(tiny_pipe, seed):
+    edits = [Intervention("mid_block", op, strength=strength) for op, strength in no_ops().values()]
+    images = [generate(tiny_pipe, PROMPTS[:1], [seed], steps=STEPS, interventions=e) for e in ([], edits)]
+    np.testing.assert_array_equal(*images)
+
+
 @pytest.mark.parametrize("name", list(no_ops()))
 def test_no_op_keeps_every_bit_of_the_models_output(tiny_pipe, name):
     op, strength = no_ops()[name]
