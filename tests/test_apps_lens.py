@@ -42,7 +42,18 @@ def test_words_while_drawing_and_on_pictures(tiny_folder, pictures, tmp_path):
 
 def test_points_segments_and_inversion_of_pictures(tiny_folder, pictures, tmp_path):
     given = ["--images", pictures[0], pictures[0], "--site", "up_blocks.0"]
-    found = look(tiny_folder, tmp_path / "f.png", "features", *given, "--point", "0.3125,0.6875", "--draws", "64")
+    found = look(
+        tiny_folder,
+        tmp_path / "f.png",
+        "features",
+        *given,
+        "--point",
+        "0.3125,0.6875",
+        "--log-snr",
+        "6",
+        "--draws",
+        "2",
+    )
     assert np.hypot(*np.subtract(found["matches"][0]["points"][0], (0.3125, 0.6875))) < 0.3
     cut = look(tiny_folder, tmp_path / "s.png", "segment", *given, "--max-segments", "2")
     assert np.shape(cut["segments"]) == (2, 8, 8) and len(cut["background"]) == 2
