@@ -127,6 +127,8 @@ def read_subject(
         if not count.isdecimal() or int(count) < 2:
             raise InvalidOption(f"info: {source!r}; expected canvas:N with N of at least 2, as canvas:16.")
         found = canvas_subject(int(count), seed)
+        if (side := found.images.shape[1]) != size:
+            raise InvalidOption(f"info: renders of canvas have {side} pixels a side, the model draws {size}.")
     elif Path(source).is_dir():
         found = folder_subject(Path(source), size, n)
     else:

@@ -10,7 +10,9 @@ import pytest
 
 from apps.cli import FAILED, build_parser, main
 
-COMMANDS = ("demo", "collect", "train", "sae", "features", "directions", "steer", "unlearn", "generate", "bench", "app")
+COMMANDS = (
+    "demo", "collect", "train", "sae", "features", "directions", "info", "steer", "unlearn", "generate", "bench", "app",
+)  # fmt: skip
 SITE = "unet.mid_block:out"
 
 

@@ -100,7 +100,11 @@ def test_mistakes_are_one_line_and_leave_no_table(tiny_folder, photos, tmp_path,
 
 
 def test_sources_that_mean_nothing(tiny_folder, photos, tmp_path, capsys):
-    for source, message in (("canvas:x", "expected canvas:N"), (str(photos / "9.png"), "needs --caption")):
+    for source, message in (
+        ("canvas:x", "expected canvas:N"),
+        ("canvas:2", "renders of canvas have 64 pixels a side, the model draws 16"),
+        (str(photos / "9.png"), "needs --caption"),
+    ):
         given = ["--model", str(tiny_folder), "--images", source, "--out", str(tmp_path)]
         assert main(["info", "mi", *given]) == FAILED
         assert message in capsys.readouterr().err
