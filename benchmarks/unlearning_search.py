@@ -25,7 +25,7 @@ from apps.bench_unlearn_world import CanvasWorld
 from apps.measurement import Measurement, write_json
 from apps.stages import key_hash
 from apps.text_dictionary import caption_variants, text_dictionary
-from apps.unlearn_config import CROSS_ATTENTION, PHRASES, STYLE_SITE, TEXT
+from apps.unlearn_config import CROSS_ATTENTION, OBJECT_SITE, PHRASES, SITES, STYLE_SITE, TEXT
 from apps.unlearning import Sampling, setting_text
 from probe.capture import CapturePlan, collect
 from probe.interventions import Intervention
@@ -35,12 +35,10 @@ from sae import ConceptScores, TrainConfig, load_sae, score_concepts, train
 
 CROSS = tuple(CROSS_ATTENTION.values())
 UP0 = CROSS[3:5]
-BLOCKS = tuple(site.replace(".transformer_blocks.0.attn2:out", ":out") for site in CROSS)
-SITES = (*CROSS, *BLOCKS, STYLE_SITE)
 METRICS = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
 _OWN = Setting(n_features=8, multiplier=-1.5, relative=False, margin=2.0)
 TARGETS = {"style": ("sketch", "flat", "clay", "dots"), "object": ("star", "house", "mushroom", "cat")}
-"""Targets of the variants that are tried on some only."""
+"""Targets that every variant is tried on."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Variant:
         setting: of ``saeuron``; for ``deactivate`` its multiplier and number of features.
         d_sae, k: of the dictionaries.
         method: ``saeuron``, ``deactivate`` or ``concept_steerer``, whose strength is the setting's multiplier.
-        everywhere: whether all targets are tried, or those in ``TARGETS``.
     """
 
     name: str
@@ -64,7 +61,6 @@ class Variant:
     d_sae: int = 512
     k: int = 8
     method: str = "saeuron"
-    everywhere: bool = False
 
     @property
     def text(self) -> bool:
@@ -73,47 +69,34 @@ class Variant:
 
 
 def variants() -> Iterator[Variant]:
-    """The table, by factor."""
-    for factor, sites, steps in (("style", CROSS, ((0, 5), (5, 10))), ("object", UP0, ((0, 5), (5, 10)))):
-        yield from _text_variants(factor)
-        ladder = (-1.0, -1.5, -2.5) if factor == "style" else (-1.0, -2.0, -4.0)
+    """The table, by factor; the second multiplier of a factor is that of all rows that do not say another."""
+    for factor, sites, ladder in (("style", CROSS, (-1.0, -1.5, -2.5)), ("object", UP0, (-1.0, -2.0, -4.0))):
         own = replace(_OWN, multiplier=ladder[1])
-        for gamma in ladder:
-            yield Variant(f"multiplier {gamma:g}", factor, sites, replace(own, multiplier=gamma), everywhere=True)
-        yield Variant("only set to 0", factor, sites, replace(own, multiplier=0.0))
-        for margin, n in ((0.0, 2), (0.0, 4), (0.0, 8)):
-            yield Variant(f"{n} features, no margin", factor, sites, replace(own, n_features=n, margin=margin))
-        yield Variant("relative multiplier", factor, sites, replace(own, relative=True))
-        yield Variant("conditional branch only", factor, sites, replace(own, branch="cond"))
-        for first, last in steps:
-            yield Variant(f"steps {first} to {last - 1}", factor, sites, replace(own, steps=tuple(range(first, last))))
-        for d_sae, k in ((128, 8), (2048, 8), (512, 2), (512, 32)):
-            yield Variant(f"{d_sae} features, {k} on", factor, sites, own, d_sae, k)
+        for gamma in (ladder[1], 0.0, ladder[0], ladder[2]):
+            yield Variant(f"multiplier {gamma:g}", factor, sites, replace(own, multiplier=gamma))
+        yield Variant("no margin", factor, sites, replace(own, margin=0.0))
+        yield Variant("no margin, 2 features", factor, sites, replace(own, margin=0.0, n_features=2))
         for name, where in (
             ("all cross-attentions", CROSS),
             ("cross-attentions down and middle", CROSS[:3]),
             ("cross-attentions up 0", UP0),
             ("cross-attentions up 1", CROSS[5:]),
-            ("the attention blocks' outputs", BLOCKS),
+            ("output of the attention block up 0b", (OBJECT_SITE,)),
             ("output of up block 1", (STYLE_SITE,)),
         ):
             if where != sites:
                 yield Variant(name, factor, where, own)
-        for site in CROSS[3:5]:
-            yield Variant(f"{site.split('.transformer')[0].removeprefix('unet.')} only", factor, (site,), own)
-
-
-def _text_variants(factor: str) -> Iterator[Variant]:
-    layer, final = TEXT.items()
-    for gamma in (0.0, -1.0):
-        setting = replace(_OWN, n_features=4, multiplier=gamma)
-        yield Variant(f"{layer[0]}, multiplier {gamma:g}", factor, (layer[1],), setting, 256, 4)
-    for (name, site), gamma in ((layer, -1.0), (layer, -6.0), (final, -1.0)):
-        setting = replace(_OWN, n_features=16, multiplier=gamma)
-        yield Variant(f"{name}, deactivated {gamma:g}", factor, (site,), setting, 256, 4, "deactivate")
-    for strength in (-0.2, -0.5):
-        setting = replace(_OWN, multiplier=strength)
-        yield Variant(f"{layer[0]}, steered {strength:g}", factor, (layer[1],), setting, 256, 4, "concept_steerer")
+        name, site = next(iter(TEXT.items()))
+        for gamma in (0.0, -1.0):
+            text = replace(_OWN, n_features=4, multiplier=gamma)
+            yield Variant(f"{name}, multiplier {gamma:g}", factor, (site,), text, 256, 4)
+    # Tried on styles alone.
+    own = replace(_OWN, n_features=16, multiplier=-1.0)
+    yield Variant(f"{name}, deactivated -1", "style", (site,), own, 256, 4, "deactivate")
+    yield Variant(f"{name}, steered -0.5", "style", (site,), replace(_OWN, multiplier=-0.5), 256, 4, "concept_steerer")
+    for first, last in ((0, 5), (5, 10)):
+        own = replace(_OWN, steps=tuple(range(first, last)))
+        yield Variant(f"steps {first} to {last - 1}", "style", CROSS, own)
 
 
 @dataclass
@@ -181,7 +164,7 @@ class Search:
 
     def result(self, v: Variant, label: str) -> dict[str, Any]:
         """Scores of a variant on a target, read if they are there."""
-        key = key_hash({"variant": asdict(replace(v, name="", everywhere=False)), "label": label, "n": self.validation})
+        key = key_hash({"variant": asdict(replace(v, name="")), "label": label, "n": self.validation})
         path = self.work / "results" / f"{key}.json"
         if not path.is_file():
             grid = self.world.validation(v.factor, label, *self.validation)
@@ -206,9 +189,7 @@ def main() -> None:
     chosen = [v for v in variants() if args.factor in (None, v.factor)]
     rows = []
     for v in chosen[:: len(chosen) // 2] if args.quick else chosen:
-        labels = (
-            TARGETS[v.factor][:1] if args.quick else run.world.labels[v.factor] if v.everywhere else TARGETS[v.factor]
-        )
+        labels = TARGETS[v.factor][: 1 if args.quick else None]
         results = [run.result(v, label) for label in labels]
         row = {"variant": v.name, "factor": v.factor, "sites": len(v.sites), "d_sae": v.d_sae, "k": v.k}
         row |= {"setting": setting_text(v.setting), "method": v.method, "targets": len(labels)}
