@@ -191,19 +191,6 @@ def test_token_sliders_move_along_what_varies(planted, orthogonal):
     assert found.loss_[-10:].mean() < -0.98
 
 
-def test_adapter_sliders_move_along_what_varies(planted):
-    x, _ = varied(planted)
-    found = AdapterSliders(k=2, layers=("text",), iterations=80, batch=8, lr=0.1).fit(planted.model, x, SOURCE)
-    drawn = []
-    for i in (None, 0, 1):
-        edits = [] if i is None else found.adapter_.interventions(i)
-        assert all(str(e.site) == "unet.text:weight" for e in edits)
-        with intervene(planted.model.pipe, edits):
-            drawn.append(self_generated(planted.model, [SOURCE], [0], steps=3, guidance=1.0))
-    for i in range(2):
-        assert cosine(drawn[i + 1] - drawn[0], found.axes_[i]) > 0.99
-
-
 def test_adapters_are_saved_with_recipes_and_have_controls(tmp_path):
     planted = Planted(0)
     x, _ = varied(planted)

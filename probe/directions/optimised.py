@@ -92,9 +92,10 @@ class OptimisedFinder(Fitted, ABC):
         progress: Progress | None,
         *,
         rate: float = 1.0,
+        eps: float = 1e-8,
     ) -> None:
         """Adam with a cosine schedule down to zero, so that the end is not moved by the last batches."""
-        optimiser = torch.optim.Adam(parameters, lr=self.lr * rate)
+        optimiser = torch.optim.Adam(parameters, lr=self.lr * rate, eps=eps)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
         losses = []
         for i in range(self.iterations):

@@ -82,7 +82,8 @@ class SliderFinder(OptimisedFinder):
                 moved = self.embed(x0_hat(model, z, a, prompt)) - plain
             return -F.cosine_similarity(moved, axes[which], dim=1).mean()
 
-        self._descend(parameters, loss, progress)
+        # The loss knows no lengths: along them Adam would walk by rounding errors, were its eps smaller than these.
+        self._descend(parameters, loss, progress, eps=1e-6)
         self._keep(model, x, prompt)
         return self
 
@@ -148,6 +149,9 @@ class TokenSliders(SliderFinder):
 @dataclass(kw_only=True, eq=False)
 class AdapterSliders(SliderFinder):
     """Sliders as low-rank adapters. Needs a pipeline with attention layers and samples of one prompt.
+
+    The layers should read many different rows, as those of the cross-attention do: with a single row the loss does not
+    depend on what ``down`` makes of it, and the sign of a change may turn over while it is trained.
 
     Attributes:
         layers: ends of the paths of the linear layers; keys and values of the cross-attention if not given.
