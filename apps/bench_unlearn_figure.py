@@ -7,11 +7,11 @@ everything kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from apps.bench_unlearn_tables import Row, kinds_in_order
+from apps.bench_unlearn_tables import Rows, kinds_in_order
 from apps.unlearn_methods import method
 
 # Colour-blind safe (Okabe and Ito 2008), a hue for each kind of method and a dash for each method of it.
@@ -22,7 +22,7 @@ _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _TITLE = "Forgotten against kept: every setting on validation images, and each method on test images"
 
 
-def frontier_svg(rows: Sequence[Row]) -> str:
+def frontier_svg(rows: Rows) -> str:
     """The figure from a measurement's rows (``bench_unlearn_tables``)."""
     shown = [row for row in rows if row["part"] in ("average", "setting")]
     factors = list(dict.fromkeys(row["factor"] for row in shown))
@@ -46,7 +46,7 @@ def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
     return _COLOURS[kind], _DASHES[[n for n in names if method(n).kind == kind].index(name) % len(_DASHES)]
 
 
-def _panel(factor: str, rows: Sequence[Row], style: dict[str, tuple[str, str]], i: int) -> str:
+def _panel(factor: str, rows: Rows, style: dict[str, tuple[str, str]], i: int) -> str:
     left = _LEFT + i * (_PANEL + _GAP)
 
     def at(kept: float, forgotten: float) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def _ring(x: float, y: float, colour: str, told: str) -> str:
     )
 
 
-def _told(row: dict[str, Any]) -> str:
+def _told(row: Mapping[str, Any]) -> str:
     return f"UA clean {row['ua_clean']:.1%}, IRA {row['ira']:.1%}, CRA {row['cra']:.1%}"
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from probe.unlearning import UnlearnScores
 
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 Key = tuple[str, str, str]
 _COST = ("seconds_ratio", "evaluations", "plain_evaluations", "fit_seconds")
 _DISTANCE = ("mmd", "mmd_unedited", "mmd_null_95")
@@ -108,7 +109,7 @@ def frontier_rows(records: Mapping[Key, Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def ratios_of(rows: Sequence[Row], best_sae: Mapping[str, str]) -> dict[str, float | None]:
+def ratios_of(rows: Rows, best_sae: Mapping[str, str]) -> dict[str, float | None]:
     """Averages that others quote: of the best feature method, and of ESD and UCE with their names before."""
     by_key = {(row["method"], row["factor"]): row for row in rows if row["part"] == "average"}
     found: dict[str, float | None] = {}
@@ -120,7 +121,7 @@ def ratios_of(rows: Sequence[Row], best_sae: Mapping[str, str]) -> dict[str, flo
     return found
 
 
-def scores_table(rows: Sequence[Row]) -> str:
+def scores_table(rows: Rows) -> str:
     """Averages over targets for people, in percent with intervals."""
     columns = ("ua", "ira", "cra", "artifacts", "ua_clean", "change_retain")
     titles = ["", "targets", "UA", "IRA", "CRA", "artifacts", "UA clean", "change", "MMD x null", "UA attacked", "cost"]
@@ -136,7 +137,7 @@ def scores_table(rows: Sequence[Row]) -> str:
     return table(titles, body)
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Rows) -> str:
     """Averages over targets as a Markdown table, in percent."""
     shown = [row for row in rows if row["part"] == "average"]
     attacks = attack_names(shown)
@@ -147,7 +148,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def attack_names(rows: Sequence[Row]) -> list[str]:
+def attack_names(rows: Rows) -> list[str]:
     """Attacks that some row was under, in order."""
     return [name for name in ATTACKS if any(row.get(f"ua_after_{name}") is not None for row in rows)]
 
@@ -194,7 +195,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _percent(row: Row, column: str) -> str:
+def _percent(row: Mapping[str, Any], column: str) -> str:
     value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return "-"
@@ -203,7 +204,7 @@ def _percent(row: Row, column: str) -> str:
     return f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def kinds_in_order(rows: Sequence[Row]) -> list[str]:
+def kinds_in_order(rows: Rows) -> list[str]:
     """Methods of the rows in the registry's order."""
     present = {row["method"] for row in rows}
     return [name for name in METHODS if name in present]

@@ -110,14 +110,22 @@ class CanvasWorld:
 
         return shipped_judge().features
 
-    @cached_property
+    @property
     def test(self) -> PromptGrid:
         """Every object in every style with every seed."""
+        return self._test
+
+    @property
+    def recorded(self) -> LabelledPrompts:
+        """Prompts balanced over all factors."""
+        return self._recorded
+
+    @cached_property
+    def _test(self) -> PromptGrid:
         return scored_grid(self.n_seeds, objects=self.objects, styles=self.styles)
 
     @cached_property
-    def recorded(self) -> LabelledPrompts:
-        """Prompts balanced over all factors."""
+    def _recorded(self) -> LabelledPrompts:
         return balanced(self.n_recorded, exclude=set(self.test.prompts), within=self.labels)
 
     def validation(self, factor: str, label: str, n_target: int, n_retain: int) -> PromptGrid:

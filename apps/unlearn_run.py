@@ -97,7 +97,7 @@ def learned_of(
 ) -> tuple[Learned, str | None]:
     """What methods are made from: a run's dictionary of ``--sae`` under every name; and its weights' hash."""
     if not needs_dictionary(options.method):
-        return Learned(pipe, store, FACTORS, steps, *(_absent,) * 3), None
+        return Learned(pipe, store, FACTORS, steps, _absent, _absent, _absent), None
     folder = target_run.sae(options.sae)
     name = next(key for key, path in target_run.saes().items() if path == folder)
     sae = load_sae(folder)

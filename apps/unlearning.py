@@ -162,7 +162,7 @@ def choose_edit(
         return Edit(method, factor, label, name, candidates[name])
     found = search(
         pipe,
-        judge,  # pyright: ignore[reportArgumentType]
+        judge,
         validation,
         (factor, label),
         candidates,

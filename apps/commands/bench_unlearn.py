@@ -65,9 +65,9 @@ def run(options: argparse.Namespace) -> None:
     clock = Clock()
     measured = bench_unlearn(config, workers=options.workers)
     measured.write(out)
-    out.with_suffix(".svg").write_text(frontier_svg(list(measured.rows)), encoding="utf-8")
+    out.with_suffix(".svg").write_text(frontier_svg(measured.rows), encoding="utf-8")
     out.with_suffix(".md").write_text(markdown_table(measured.rows), encoding="utf-8")
-    print(scores_table(list(measured.rows)))
+    print(scores_table(measured.rows))
     print(f"\n{out}, with .md and .svg beside it ({clock})")
 
 

@@ -32,8 +32,8 @@ class Verdict(Protocol):
         """(N,) bool."""
         ...
 
-    def labels(self, factor: str) -> Sequence[str]:
-        """The most likely label of each image."""
+    def labels(self, factor: str) -> Any:
+        """The most likely label of each image, N texts."""
         ...
 
 
