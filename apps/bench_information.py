@@ -165,7 +165,7 @@ def renders(model: PipelineEps, n: int, seed: int) -> World:
 
 def first(world: World, n: int) -> World:
     """The first n images of a world."""
-    return World(*(part[:n] for part in world))
+    return World(world.images[:n], world.captions[:n], world.names[:n], world.x[:n], world.masks[:n])
 
 
 def word_columns(names: Sequence[Mapping[str, str]]) -> list[Column]:

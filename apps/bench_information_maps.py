@@ -7,7 +7,6 @@ is on everywhere, a random map, and the map of another image's word are what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def object_maps(model: PipelineEps, table: NodeTable, world: World) -> dict[str,
     gradient = gradient_attention(model.pipe, world.captions, words, world.images, levels).heat()[:, 0]
     found = word_maps(table, "object", other="colour", attention=attention, gradient=gradient)
     n = len(world.masks)
-    maps = {name: values.reshape(n, -1) for name, values in found.items()}
+    maps: dict[str, np.ndarray] = {name: values.reshape(n, -1) for name, values in found.items()}
     maps["random"] = np.random.default_rng(0).random(world.masks.shape)
     maps["everywhere"] = np.ones(world.masks.shape)
     return maps
@@ -53,7 +52,7 @@ def attention_levels(table: NodeTable) -> list[float]:
     return level[np.unique(np.linspace(0, len(level) - 1, LEVELS).round().astype(int))].tolist()
 
 
-def overlap(maps: np.ndarray, masks: np.ndarray, chosen: np.ndarray) -> Mapping[str, Any]:
+def overlap(maps: np.ndarray, masks: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
     """Overlap and AUC of maps with masks.
 
     Args:

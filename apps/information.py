@@ -141,13 +141,13 @@ def word_columns(subject: Subject, pairs: Sequence[tuple[str, str]] = (), *, see
     from probe.information import caption_columns
 
     if subject.canvas:
-        from probe.canvas import parse_caption, partial_caption
+        from probe.canvas import FACTORS, parse_caption, partial_caption
         from probe.information import Column
         from probe.information.columns import CAPTION, swap, without
 
         # All four words are needed to say a caption anew, also those that nobody asked about.
         names = [parse_caption(text) for text in subject.captions]
-        every = {role: [given[role] for given in names] for role in names[0]}
+        every = {role: [given[role] for given in names] for role in FACTORS}
         made = caption_columns(subject.captions, every, pairs=list(pairs), say=partial_caption, restate=True, seed=seed)
         unused = {r for r in every if r not in subject.words}
         skip = {f(r) for r in unused for f in (without, swap)} | {f"word:{r}" for r in unused}
@@ -159,6 +159,7 @@ def word_columns(subject: Subject, pairs: Sequence[tuple[str, str]] = (), *, see
 
 def class_texts(subject: Subject, role: str, template: str | None) -> dict[str, str]:
     """Class -> what the model is told: every value of the role, in a template with {} for it."""
+    values: Sequence[str]
     if subject.canvas:
         from probe.canvas import FACTORS, partial_caption
 
