@@ -43,7 +43,7 @@ def test_the_reader_is_picked_in_one_half_and_scored_in_the_other(seed):
 
 def test_many_candidates_do_not_win_by_chance():
     """With shuffled labels the best of 200 vectors is found in one case of twenty, and reads no better than a coin."""
-    found, aucs = [], []
+    found, aucs, best = [], [], []
     for seed in range(60):
         train, _ = readings(seed, 2.0, n=100)
         test, _ = readings(seed + 1000, 2.0, n=100)
@@ -53,8 +53,9 @@ def test_many_candidates_do_not_win_by_chance():
         row = reading_row(test, sign * vectors[:, component], *CONCEPT)
         found.append(row["p"] < 0.05)
         aucs.append(row["auc"])
-        assert max(train.auc(vectors, *CONCEPT)) > 0.6  # on the rows that chose, chance looks like a finding
+        best.append(max(train.auc(vectors, *CONCEPT)))
     assert np.mean(found) < 0.17 and abs(np.mean(aucs) - 0.5) < 0.03
+    assert np.mean(best) > 0.6  # on the rows that chose, chance looks like a finding
 
 
 def outcome(prob: list[float], style: str = "flat", artifact: float = 0.0) -> Outcome:
