@@ -1,6 +1,6 @@
 """Where and how features are best edited to unlearn: `python -m benchmarks.unlearning_search WORK --out FILE`.
 
-How the settings in `apps/unlearn_config.py` were found. Every variant is one way to unlearn with features: sites,
+How the settings in `apps/unlearning/config.py` were found. Every variant is one way to unlearn with features: sites,
 dictionary, selection, multiplier, branches, steps. It is tried on the validation prompts and seeds of some targets
 (`CanvasWorld.validation`): prompts that are neither recorded nor scored, seeds of their own. A variant is not tuned for
 a target, so the table compares ways, not searches.
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from activations_store import ActivationStore
-from apps.bench_unlearn_world import CanvasWorld
+from apps.bench.unlearn.world import CanvasWorld
 from apps.measurement import Measurement, write_json
 from apps.stages import key_hash
-from apps.text_dictionary import caption_variants, text_dictionary
-from apps.unlearn_config import CROSS_ATTENTION, OBJECT_SITE, PHRASES, SITES, STYLE_SITE, TEXT
-from apps.unlearning import Sampling, setting_text
+from apps.unlearning.config import CROSS_ATTENTION, OBJECT_SITE, PHRASES, SITES, STYLE_SITE, TEXT
+from apps.unlearning.edits import Sampling, setting_text
+from apps.unlearning.text_dictionary import caption_variants, text_dictionary
 from probe.capture import CapturePlan, collect
 from probe.interventions import Intervention
 from probe.model import generation_defaults, load_pipeline

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.bench_directions import CONCEPTS, FINDERS, DirectionsConfig, bench_directions, directions_table
-from apps.bench_directions_entrants import entrants
-from apps.bench_directions_scores import Outcome, Readings, best_reader, effect_row, reading_row
+from apps.bench.directions import CONCEPTS, FINDERS, DirectionsConfig, bench_directions, directions_table
+from apps.bench.directions_entrants import entrants
+from apps.bench.directions_scores import Outcome, Readings, best_reader, effect_row, reading_row
 from apps.errors import InvalidOption
 
 SEEDS = [0, 1, 2]
@@ -110,7 +110,7 @@ def test_the_bench_from_renders_to_the_table(tmp_path: Path, monkeypatch: pytest
             assert -1 <= row[f"gain_{factor}"] <= 1 and 0 <= row[f"off_{factor}"] <= 1
             assert row[f"gain_low_{factor}"] <= row[f"gain_{factor}"] <= row[f"gain_high_{factor}"]
     assert "prompt difference" in directions_table(measured.rows)
-    monkeypatch.setattr("apps.bench_directions._measure", None)  # would fail if anything were measured again
+    monkeypatch.setattr("apps.bench.directions._measure", None)  # would fail if anything were measured again
     said.clear()
     again = bench_directions(pipe, judge, config, tmp_path, said.append)
     assert again.ratios == measured.ratios and sum("done before" in line for line in said) == 5

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.bench_information import BenchConfig, bench_information, information_tables
-from apps.bench_information_labels import fano
-from apps.bench_information_maps import overlap
-from apps.bench_information_pairs import PAIRS, TEXTS
-from apps.bench_information_removals import _row
+from apps.bench.information import BenchConfig, bench_information, information_tables
+from apps.bench.information_labels import fano
+from apps.bench.information_maps import overlap
+from apps.bench.information_pairs import PAIRS, TEXTS
+from apps.bench.information_removals import _row
 from apps.errors import OutputExists
 from probe.model import PipelineEps, load_pipeline
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from apps.bench_information_maps import overlap
-from apps.bench_lenses import QUICK, SIDE, LensWorld, lenses_table, ratios
-from apps.bench_lenses_places import POINTS, _chosen_iou, _object_of, drawn_pairs
+from apps.bench.information_maps import overlap
+from apps.bench.lenses import QUICK, SIDE, LensWorld, lenses_table, ratios
+from apps.bench.lenses_places import POINTS, _chosen_iou, _object_of, drawn_pairs
 
 
 def world(**changes: Any) -> LensWorld:

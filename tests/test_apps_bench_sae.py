@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.bench_sae import BenchConfig, bench_sae, recovery_table
+from apps.bench.sae import BenchConfig, bench_sae, recovery_table
 from apps.errors import OutputExists
 from apps.object_masks import object_masks
 from probe.canvas import render_batch
@@ -45,7 +45,7 @@ def test_the_bench_from_renders_to_ratios(tmp_path: Path, monkeypatch: pytest.Mo
     with Image.open(tmp_path / "renders/mask-000000.png") as drawn:
         assert drawn.size == (64, 64)
 
-    monkeypatch.setattr("apps.bench_sae.recovery_rows", None)  # would fail if anything were measured again
+    monkeypatch.setattr("apps.bench.sae.recovery_rows", None)  # would fail if anything were measured again
     said.clear()
     again = bench_sae(pipe, judge, SMALL, tmp_path, said.append)
     assert again.ratios == measured.ratios

@@ -15,22 +15,23 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from apps import unlearn_config, unlearning
-from apps.bench_unlearn import Bench, bench_unlearn, best_sae
-from apps.bench_unlearn_estimate import estimate
-from apps.bench_unlearn_figure import frontier_svg
-from apps.bench_unlearn_pool import run_jobs
-from apps.bench_unlearn_prepare import UnlearnBench, prepare
-from apps.bench_unlearn_tables import markdown_table, ratios_of, scores_table, target_rows
-from apps.bench_unlearn_target import spread_rows
-from apps.bench_unlearn_world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
+from apps.bench.unlearn.bench import Bench, bench_unlearn, best_sae
+from apps.bench.unlearn.estimate import estimate
+from apps.bench.unlearn.figure import frontier_svg
+from apps.bench.unlearn.pool import run_jobs
+from apps.bench.unlearn.prepare import UnlearnBench, prepare
+from apps.bench.unlearn.tables import markdown_table, ratios_of, scores_table, target_rows
+from apps.bench.unlearn.target import spread_rows
+from apps.bench.unlearn.world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
 from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
 from apps.images import read_image
-from apps.unlearn_config import CANDIDATES, Features, Rewrite
-from apps.unlearn_methods import METHODS, method
-from apps.unlearn_run import needs_dictionary, unlearn_targets
-from apps.unlearning import Sampling, scored_grid, validation_grid
+from apps.unlearning import config as unlearn_config
+from apps.unlearning import edits as unlearning
+from apps.unlearning.config import CANDIDATES, Features, Rewrite
+from apps.unlearning.edits import Sampling, scored_grid, validation_grid
+from apps.unlearning.methods import METHODS, method
+from apps.unlearning.run import needs_dictionary, unlearn_targets
 from probe.errors import UnknownConcept
 from probe.unlearning import Predictions, Setting, evaluate, score
 from sae import TrainConfig

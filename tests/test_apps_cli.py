@@ -152,7 +152,7 @@ def test_steer_pushes_features_of_a_run(
 
 def test_generate_applies_a_recipe(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from apps.images import read_image
-    from apps.steering import feature_push
+    from apps.steering.push import feature_push
     from probe.interventions import Recipe
     from probe.model import load_pipeline
     from sae import load_sae

@@ -75,8 +75,8 @@ def judge() -> Judge:
 @pytest.fixture(scope="module")
 def demo(pipe: Any, judge: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
     """(run folder, measurement, lines) of one miniature demo."""
-    from apps.demo import run_demo
-    from apps.demo_config import DemoConfig
+    from apps.demo.config import DemoConfig
+    from apps.demo.run import run_demo
 
     folder, lines = tmp_path_factory.mktemp("runs") / "demo", []
     measured = run_demo(DemoConfig.miniature(), folder, say=lines.append, pipe=pipe, judge=judge)
@@ -128,8 +128,8 @@ def test_the_report_is_self_contained(demo: Any) -> None:
 
 
 def test_a_second_run_repeats_nothing(demo: Any, pipe: Any, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from apps.demo import run_demo
-    from apps.demo_config import DemoConfig
+    from apps.demo.config import DemoConfig
+    from apps.demo.run import run_demo
 
     folder, measured, _ = demo
     monkeypatch.setattr(sys.modules["probe.model.generate"], "run_batch", _refuse)
@@ -142,8 +142,8 @@ def test_a_second_run_repeats_nothing(demo: Any, pipe: Any, judge: Any, monkeypa
 def test_a_lost_or_changed_stage_is_repeated_with_the_same_result(
     demo: Any, pipe: Any, judge: Any, tmp_path: Path
 ) -> None:
-    from apps.demo import run_demo
-    from apps.demo_config import DemoConfig
+    from apps.demo.config import DemoConfig
+    from apps.demo.run import run_demo
 
     folder, measured, _ = demo
     copy = tmp_path / "demo"
@@ -161,8 +161,8 @@ def test_a_lost_or_changed_stage_is_repeated_with_the_same_result(
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    from apps.demo import run_demo
-    from apps.demo_config import DemoConfig
+    from apps.demo.config import DemoConfig
+    from apps.demo.run import run_demo
     from apps.errors import OutputExists
 
     (tmp_path / "thesis.txt").write_text("mine")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apps.cli import FAILED, main
-from apps.information import canvas_subject, class_texts, word_columns
+from apps.information.subject import canvas_subject, class_texts, word_columns
 from apps.measurement import read_measurement
 
 OTHERS = ["a blue cup", "a red cup"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apps.cli import FAILED, main
-from apps.lens_sheets import dotted, number_table, word_sheet
+from apps.lenses.sheets import dotted, number_table, word_sheet
 
 ATTN = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 DRAW = ["--prompt", "a red star", "--seeds", "0", "1", "--steps", "2", "--guidance", "2"]

@@ -214,7 +214,7 @@ class TestReport:
 def test_demo_configuration_is_checked_and_hashed() -> None:
     from dataclasses import replace
 
-    from apps.demo_config import DemoConfig
+    from apps.demo.config import DemoConfig
 
     config = DemoConfig()
     assert config.content_hash == DemoConfig().content_hash != replace(config, k=config.k + 1).content_hash

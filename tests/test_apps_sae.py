@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from activations_store import ActivationStore
 from apps.cli import build_parser, main
+from apps.dictionaries.evaluate import split_half
 from apps.errors import InvalidFile
 from apps.measurement import read_measurement
 from apps.object_masks import object_masks
-from apps.sae_eval import split_half
 from sae import SAEConfig, TopKSAE, load_sae, save_sae
 from sae.evaluation.decoder_cosines import cosine_histogram
 
@@ -87,7 +87,8 @@ def test_an_interrupted_evaluation_goes_on(world: World, monkeypatch: pytest.Mon
     out = run_of(world) / "resumed.json"
     command = ["sae", "eval", str(run_of(world)), "--sae", "one", "--no-report", "--out", str(out)]
     with monkeypatch.context() as patched:
-        patched.setattr("apps.sae_eval.recovery_rows", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        rows = "apps.dictionaries.evaluate.recovery_rows"
+        patched.setattr(rows, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(command) == 130
     assert main(command) == 0
     assert "reconstruction: done before" in capsys.readouterr().out

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from apps.dictionaries.substitution import Splice, accuracy_kept, judged, reconstruction, substitute
 from apps.errors import InvalidOption
-from apps.substitution import Splice, accuracy_kept, judged, reconstruction, substitute
 from probe.capture import resolve_sites
 from probe.errors import InvalidIntervention
 from probe.interventions import Intervention

@@ -11,8 +11,8 @@ import pytest
 from sae_world import plant
 
 from apps.cli import main
-from apps.launch import launch
-from apps.train_bar import note, training_bar
+from apps.dictionaries.launch import launch
+from apps.dictionaries.train_bar import note, training_bar
 from sae import TrainConfig, TrainProgress
 from sae._files import file_hash
 from sae.errors import SAEError

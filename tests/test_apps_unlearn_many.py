@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from unlearncanvas_world import write_classifiers, write_model
 
-from apps.bench_unlearn_many import ManyBench, bench_unlearn_many, many_table, n_images
-from apps.bench_unlearn_prepare import UnlearnBench
+from apps.bench.unlearn.many import ManyBench, bench_unlearn_many, many_table, n_images
+from apps.bench.unlearn.prepare import UnlearnBench
 from apps.errors import InvalidOption
-from apps.unlearn_place import Place
+from apps.unlearning.place import Place
 from probe.errors import UnknownConcept
 from probe.unlearning import Predictions, score
 

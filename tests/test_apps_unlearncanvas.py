@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import save_file
 from unlearncanvas_world import tiny_vit, write_classifiers, write_data, write_model
 
-from apps.bench_unlearn import bench_unlearn
-from apps.bench_unlearn_prepare import UnlearnBench
-from apps.bench_unlearn_world import chosen_targets
+from apps.bench.unlearn.bench import bench_unlearn
+from apps.bench.unlearn.prepare import UnlearnBench
+from apps.bench.unlearn.world import chosen_targets
 from apps.cli import FAILED, main
 from apps.errors import InvalidFile, InvalidOption, OutputExists
-from apps.unlearn_place import Place
-from apps.unlearncanvas import OBJECTS, PHOTOGRAPH, SEEDS, STYLES, caption
-from apps.unlearncanvas_data import UnlearnCanvasData
-from apps.unlearncanvas_judge import SHARE, UnlearnCanvasJudge, Verdict
-from apps.unlearncanvas_vit import ViT, to_pixels
-from apps.unlearncanvas_world import UnlearnCanvasWorld, load_model
-from apps.unlearning import Sampling
+from apps.unlearncanvas.data import UnlearnCanvasData
+from apps.unlearncanvas.judge import SHARE, UnlearnCanvasJudge, Verdict
+from apps.unlearncanvas.protocol import OBJECTS, PHOTOGRAPH, SEEDS, STYLES, caption
+from apps.unlearncanvas.vit import ViT, to_pixels
+from apps.unlearncanvas.world import UnlearnCanvasWorld, load_model
+from apps.unlearning.edits import Sampling
+from apps.unlearning.place import Place
 
 SAMPLING = Sampling(2, 2.0, 8)
 

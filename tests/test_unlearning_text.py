@@ -1,4 +1,4 @@
-"""Rows of a text encoder in a store, and a dictionary of them (apps/text_dictionary.py)."""
+"""Rows of a text encoder in a store, and a dictionary of them (apps/unlearning/text_dictionary.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from apps.prompts import LabelledPrompts
-from apps.text_dictionary import caption_variants, text_dictionary
+from apps.unlearning.text_dictionary import caption_variants, text_dictionary
 from probe.canvas import FACTORS, caption
 from probe.errors import InvalidRequest
 from probe.interventions import AddDirection, Intervention, intervene

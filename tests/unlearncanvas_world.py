@@ -11,8 +11,8 @@ from conftest import build_tiny_pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from apps.unlearncanvas import LABELS, PHOTOGRAPH
-from apps.unlearncanvas_vit import ViT
+from apps.unlearncanvas.protocol import LABELS, PHOTOGRAPH
+from apps.unlearncanvas.vit import ViT
 
 
 def tiny_vit(n_labels: int, seed: int = 0) -> ViT:

@@ -45,13 +45,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, tell, draw."""
-    from apps.audit_figure import heat_map
-    from apps.audit_report import attack_rows, attack_table, check_attacks
     from apps.errors import InvalidOption
     from apps.images import save_png
     from apps.judging import judge_of
     from apps.measurement import Measurement
     from apps.progress import Clock, bar
+    from apps.unlearning.audit_figure import heat_map
+    from apps.unlearning.audit_report import attack_rows, attack_table, check_attacks
     from probe.interventions import Recipe
     from probe.unlearning.audit import SITES, audit
     from probe.unlearning.audit_canvas import canvas_audit

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _canvas(options: argparse.Namespace) -> None:
-    from apps.bench_canvas import bench_canvas, canvas_table, contact_sheet
+    from apps.bench.canvas import bench_canvas, canvas_table, contact_sheet
     from apps.images import save_png
     from apps.judging import shipped_judge
     from apps.progress import Clock
@@ -103,7 +103,7 @@ def _canvas(options: argparse.Namespace) -> None:
 
 
 def _sae(options: argparse.Namespace) -> None:
-    from apps.bench_sae import QUICK, BenchConfig, bench_sae, recovery_table
+    from apps.bench.sae import QUICK, BenchConfig, bench_sae, recovery_table
     from apps.judging import shipped_judge
     from apps.progress import Clock
 
@@ -120,7 +120,7 @@ def _sae(options: argparse.Namespace) -> None:
 
 
 def _directions(options: argparse.Namespace) -> None:
-    from apps.bench_directions import QUICK, DirectionsConfig, bench_directions, directions_table
+    from apps.bench.directions import QUICK, DirectionsConfig, bench_directions, directions_table
     from apps.judging import shipped_judge
     from apps.progress import Clock
 
@@ -138,7 +138,7 @@ def _directions(options: argparse.Namespace) -> None:
 
 
 def _information(options: argparse.Namespace) -> None:
-    from apps.bench_information import QUICK, BenchConfig, bench_information, information_tables
+    from apps.bench.information import QUICK, BenchConfig, bench_information, information_tables
     from apps.progress import Clock
     from probe.model import PipelineEps
 
@@ -154,7 +154,7 @@ def _information(options: argparse.Namespace) -> None:
 
 
 def _lenses(options: argparse.Namespace) -> None:
-    from apps.bench_lenses import QUICK, LensesConfig, bench_lenses, lenses_table
+    from apps.bench.lenses import QUICK, LensesConfig, bench_lenses, lenses_table
     from apps.judging import shipped_judge
     from apps.progress import Clock
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from apps.commands._options import positive
 
 if TYPE_CHECKING:
-    from apps.bench_unlearn_prepare import Bench, UnlearnBench
-    from apps.unlearn_place import Place
+    from apps.bench.unlearn.prepare import Bench, UnlearnBench
+    from apps.unlearning.place import Place
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Estimate, measure, write the JSON file with a table and a figure beside it."""
-    from apps.bench_unlearn import bench_unlearn
-    from apps.bench_unlearn_estimate import estimate
-    from apps.bench_unlearn_figure import frontier_svg
-    from apps.bench_unlearn_prepare import Bench
-    from apps.bench_unlearn_tables import markdown_table, scores_table
+    from apps.bench.unlearn.bench import bench_unlearn
+    from apps.bench.unlearn.estimate import estimate
+    from apps.bench.unlearn.figure import frontier_svg
+    from apps.bench.unlearn.prepare import Bench
+    from apps.bench.unlearn.tables import markdown_table, scores_table
     from apps.commands._options import new_file
     from apps.progress import Clock
 
@@ -77,11 +77,11 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
     Raises:
         apps.errors.UnknownName, probe.errors.UnknownConcept: a method, an attack or a target is not known.
     """
-    from apps.bench_unlearn import QUICK, QUICK_ATTACKS, QUICK_METHODS, QUICK_TARGETS
-    from apps.bench_unlearn_prepare import Bench, UnlearnBench
-    from apps.bench_unlearn_world import chosen_targets
+    from apps.bench.unlearn.bench import QUICK, QUICK_ATTACKS, QUICK_METHODS, QUICK_TARGETS
+    from apps.bench.unlearn.prepare import Bench, UnlearnBench
+    from apps.bench.unlearn.world import chosen_targets
     from apps.errors import InvalidOption, UnknownName
-    from apps.unlearn_methods import METHODS
+    from apps.unlearning.methods import METHODS
     from probe.unlearning.attacks import ATTACKS
 
     quick: bool = options.quick
@@ -116,7 +116,7 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
 
 def place_of(options: argparse.Namespace) -> Place:
     """The world that the options name, with its files."""
-    from apps.unlearn_place import Place
+    from apps.unlearning.place import Place
 
     return Place(
         options.world,

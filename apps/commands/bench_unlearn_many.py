@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Estimate, measure, write the JSON file."""
-    from apps.bench_unlearn_many import METHOD, ManyBench, bench_unlearn_many, many_table, n_images
+    from apps.bench.unlearn.many import METHOD, ManyBench, bench_unlearn_many, many_table, n_images
     from apps.commands import bench_unlearn
     from apps.commands._options import new_file
     from apps.errors import InvalidOption

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.commands._options import Commands, add_command
-from apps.demo_config import DemoConfig
+from apps.demo.config import DemoConfig
 
 _EXAMPLE = """
 denoscope demo --out runs/demo
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the stages and print the results."""
     from dataclasses import replace
 
-    from apps.demo import run_demo
+    from apps.demo.run import run_demo
     from probe.canvas import FACTORS
     from probe.errors import UnknownConcept
 

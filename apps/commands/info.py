@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
     """Estimate, measure, reduce, show."""
     import warnings
 
-    from apps.info_report import save
-    from apps.info_request import Request, answer, columns_of
-    from apps.information import lens_maps, read_subject
+    from apps.information.report import save
+    from apps.information.request import Request, answer, columns_of
+    from apps.information.subject import lens_maps, read_subject
     from apps.progress import Clock, bar
     from apps.runs import Run
     from apps.stages import Stages

@@ -149,7 +149,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Ask the lens."""
-    from apps import lenses
+    from apps.lenses import ask as lenses
 
     lens: dict[str, Any] = {
         "attention": lenses.attention,

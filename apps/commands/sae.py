@@ -117,11 +117,11 @@ def run_eval(options: argparse.Namespace) -> None:
     """Measure, part by part; finished parts are kept until the file is written."""
     import shutil
 
+    from apps.dictionaries.report import page_of, summary, write_sae_report
+    from apps.dictionaries.targets import estimate_lines, find_targets, measure_all
     from apps.measurement import Measurement
     from apps.progress import Clock
     from apps.runs import Run
-    from apps.sae_report import page_of, summary, write_sae_report
-    from apps.sae_targets import estimate_lines, find_targets, measure_all
     from apps.stages import Stages
 
     targets = find_targets(options.paths, options.sae, options.store, options.site, options.k)
@@ -151,10 +151,10 @@ def run_eval(options: argparse.Namespace) -> None:
 def run_compare(options: argparse.Namespace) -> None:
     """Compare two dictionaries and print both similarities beside chance."""
     from activations_store import ActivationStore
+    from apps.dictionaries.evaluate import stability_rows
+    from apps.dictionaries.targets import find_targets
     from apps.measurement import Measurement
     from apps.progress import bar, table
-    from apps.sae_eval import stability_rows
-    from apps.sae_targets import find_targets
 
     if options.out:
         new_file(options.out, force=options.force)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from apps.commands._options import Commands, add_command, add_sampling, load_model, positive, steps_range
 
 if TYPE_CHECKING:
-    from apps.steering import Push
+    from apps.steering.push import Push
 
 _EXAMPLE = """
 denoscope steer --sae runs/demo/sae/up_blocks.1 --concept colour=red --out runs/steer-red
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> None:
     """Draw the sweep, judge it, write what was found."""
     from apps.checks import check_model
     from apps.judging import judge_of
-    from apps.steer_results import steer, target_of
-    from apps.steer_sweep import Sweep
+    from apps.steering.results import steer, target_of
+    from apps.steering.sweep import Sweep
     from probe.model import generation_defaults
 
     push, inferred, made_with = asked_of(options)
@@ -143,7 +143,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
         InvalidOption: options that do not fit together.
     """
     from apps.errors import InvalidOption
-    from apps.steering import best_feature, direction_push, feature_push, feature_units
+    from apps.steering.push import best_feature, direction_push, feature_push, feature_units
 
     if options.direction is not None:
         from probe.directions import load_direction

@@ -150,13 +150,13 @@ def run(options: argparse.Namespace) -> None:
     import os
 
     from activations_store import ActivationStore
+    from apps.dictionaries.launch import launch, started_by_launcher
+    from apps.dictionaries.train_bar import training_bar
+    from apps.dictionaries.train_grid import grid
     from apps.errors import InvalidOption
-    from apps.launch import launch, started_by_launcher
     from apps.measurement import read_json
     from apps.progress import Clock
     from apps.runs import find_site, run_of
-    from apps.train_bar import training_bar
-    from apps.train_grid import grid
     from sae.training.job import TrainJob
 
     if options.processes > 1 and started_by_launcher():

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.measurement import Measurement
     from apps.progress import Clock
     from apps.runs import Run
-    from apps.unlearn_run import needs_dictionary, unlearn_targets
+    from apps.unlearning.run import needs_dictionary, unlearn_targets
     from probe.model import model_name
 
     targets = chosen_targets(options)

@@ -1,0 +1,1 @@
+"""Quality of the parts, measured on canvas; each writes a measurement file."""

@@ -1,0 +1,1 @@
+"""``denoscope bench unlearn``: every method on every concept, in stages and processes. Read ``bench.py`` first."""

@@ -1,0 +1,281 @@
+"""One method on one target: choose a setting on validation images, draw the test images, judge, attack.
+
+Every function here is a stage: what it returns is JSON, is kept in the work folder, and is not made again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.bench.unlearn.prepare import Bench
+from apps.bench.unlearn.world import rows_for
+from apps.errors import InvalidOption
+from apps.images import save_png
+from apps.stages import Stages, key_hash
+from apps.unlearning import edits as unlearning
+from apps.unlearning.methods import Edits, method
+
+if TYPE_CHECKING:
+    from probe.unlearning import PromptGrid, UnlearnScores
+
+VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
+"""Scores of a setting on validation images that are kept."""
+UNATTACKED = "none"
+"""The attack stage's own name for the prompts as they are."""
+_N_SHOWN = 10  # at least as many as the sheets have columns
+_SPREAD = 7  # shown and attacked rows are dealt in this order over seeds and labels; prime to their numbers
+
+
+def run_stage(bench: Bench, what: str, name: str, factor: str, label: str) -> dict[str, Any]:
+    """Do a stage, or read what it left.
+
+    Args:
+        bench: the benchmark.
+        what: ``score``, ``attack`` or ``audit``.
+        name: of the method.
+        factor, label: the target.
+    """
+    work, key = {"score": (_score, _score_key), "attack": (_attack, _attack_key), "audit": (_audit, _audit_key)}[what]
+    stage = f"{what}-{name}-{factor}-{label}"
+    outputs = [] if name == "no_edit" else [bench.recipe_folder(name, factor, label) / "recipe.json"]
+    return Stages(bench.run, lambda line: None, 1).do(
+        stage, stage, key(bench, name, factor, label), lambda: work(bench, name, factor, label), outputs=outputs
+    )
+
+
+def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    """All that decides what the test images look like."""
+    settings = bench.config.settings(method(name), factor, label)
+    used = sorted({used for setting in settings for used in setting.uses})
+    learns = method(name).kind in ("direction", "sae")
+    key = {
+        "model": bench.model_hash,
+        "target": [factor, label],
+        "settings": [asdict(setting) for setting in settings],
+        "dictionaries": {used: bench.weights_hash(used) for used in used},
+        "store": bench.learned.recorded.hashes if learns else None,
+        "validation": unlearning.grid_record(_validation(bench, factor, label)),
+        "test": unlearning.grid_record(_test(bench, factor, label)),
+        "compared": unlearning.grid_record(bench.world.test.select(bench.compared.other)),
+        "sampling": asdict(bench.world.sampling),
+    }
+    if name == "random_direction":
+        of = bench.best_sae[factor]
+        key |= {"of": of, "of_key": _score_key(bench, of, factor, label)["key_hash"]}
+    return {"key_hash": key_hash(key), "settings": key["settings"]}
+
+
+def _attack_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    given = {"attacks": list(bench.config.attacks), "images": bench.config.attack_images}
+    return {"score": _score_key(bench, name, factor, label)["key_hash"]} | given
+
+
+def _audit_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    return {"score": _score_key(bench, name, factor, label)["key_hash"]}
+
+
+def _validation(bench: Bench, factor: str, label: str) -> PromptGrid:
+    return bench.world.validation(factor, label, *bench.config.validation)
+
+
+def _test(bench: Bench, factor: str, label: str) -> PromptGrid:
+    return bench.world.test.select(rows_for(bench.world.test, factor, label, bench.config.retain_seeds))
+
+
+def _score(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    """Choose a setting, draw the test images with it, judge them."""
+    from probe.interventions import Recipe
+    from probe.unlearning import Predictions
+    from probe.unlearning.evaluate import pixel_change
+
+    chosen, edits, tried = _choose(bench, name, factor, label)
+    rows = rows_for(bench.world.test, factor, label, bench.config.retain_seeds)
+    grid = bench.world.test.select(rows)
+    before = bench.baseline_images[np.searchsorted(bench.drawn, rows)]
+    images, cost = _draw(bench, grid, edits) if edits else (before, {})
+    if edits:
+        folder = bench.recipe_folder(name, factor, label)
+        unlearning.remove_recipe(folder)
+        about = {"method": name, "target": [factor, label], "setting": chosen}
+        Recipe.of(bench.pipe, edits, about).save(folder)
+    _show(bench, name, factor, label, grid, images)
+    judged = Predictions.of(bench.world.judge(images), unlearning.DOMAINS)
+    return {
+        "method": name,
+        "factor": factor,
+        "label": label,
+        "setting": chosen,
+        "site": " + ".join(dict.fromkeys(str(edit.where) for edit in edits)),
+        "tried": tried,
+        "judged": {domain: list(values) for domain, values in judged.labels.items()},
+        "artifact": judged.artifact.tolist(),
+        "change": pixel_change(before, images).tolist(),
+        "distance": _distance(bench, factor, label, rows, images),
+        "cost": cost | {"fit_seconds": sum(row.get("fit_seconds", 0.0) for row in tried)},
+    }
+
+
+def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edits, list[dict[str, Any]]]:
+    """(setting, edit, what was tried with the best first).
+
+    A method with a single setting is not validated, unless it edits features: those are compared with each other.
+    """
+    from probe.errors import InvalidRequest
+    from probe.unlearning import Predictions, balanced
+
+    m = method(name)
+    settings = bench.config.settings(m, factor, label)
+    grid = _validation(bench, factor, label)
+    tried, refused, edits = [], [], {}
+    for setting in settings:
+        start = time.perf_counter()
+        row: dict[str, Any] = {"setting": setting.name}
+        try:
+            edits[setting.name] = m.fit(bench.learned, factor, label, setting)
+        except InvalidRequest as error:  # a setting may not suit a concept: no feature of its own, for example
+            refused.append(row | {"refused": str(error)})
+            continue
+        row["fit_seconds"] = time.perf_counter() - start
+        if len(settings) > 1 or m.kind == "sae":
+            images = _generate(bench, grid, edits[setting.name])
+            judged = Predictions.of(bench.world.judge(images), unlearning.DOMAINS)
+            record = {"factor": factor, "label": label, "judged": judged.labels, "artifact": judged.artifact}
+            scores = unlearning.score_record(grid, record, n_boot=0)
+            row |= {"objective": balanced(scores)} | {score: scores[score].value for score in VALIDATED}
+        tried.append(row)
+    if not tried:
+        raise InvalidOption(f"bench unlearn: {name} takes no setting for {factor} {label!r}: {refused[0]['refused']}")
+    tried.sort(key=lambda row: -row.get("objective", 0.0))  # stable: equal ones stay in the order given
+    best = tried[0]["setting"]
+    return best, edits[best], tried + refused
+
+
+def _generate(bench: Bench, grid: PromptGrid, edits: Edits, progress: Any = None) -> np.ndarray:
+    from probe.model import generate
+
+    sampling = asdict(bench.world.sampling)
+    return generate(bench.pipe, grid.prompts, grid.seeds, interventions=edits, progress=progress, **sampling)
+
+
+def _draw(bench: Bench, grid: PromptGrid, edits: Edits) -> tuple[np.ndarray, dict[str, float]]:
+    """The images, and what one costs beside an unedited one: the first batch of both, in CPU time of this process."""
+    from probe.unlearning.attacks.task import spending
+
+    first = grid.select(range(min(len(grid), bench.world.sampling.batch_size)))
+    start = time.process_time()
+    with spending(bench.pipe) as plain:
+        _generate(bench, first, ())
+    plain_seconds = time.process_time() - start
+    start, ends = time.process_time(), []
+    with spending(bench.pipe) as edited:
+        images = _generate(bench, grid, edits, lambda done, total: ends.append(time.process_time()))
+    return images, {
+        "seconds_ratio": (ends[0] - start) / plain_seconds,
+        "evaluations": edited.evaluations / len(grid),
+        "plain_evaluations": plain.evaluations / len(first),
+    }
+
+
+def _distance(bench: Bench, factor: str, label: str, rows: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    """How far the retained images are from the unedited model's, and how far those are among themselves."""
+    from probe.unlearning import kernel_distance
+
+    features, compared = bench.world.features, bench.compared
+    kept = np.asarray([bench.world.test.labels[factor][row] != label for row in compared.own])
+    own, other = (np.searchsorted(bench.drawn, part[kept]) for part in (compared.own, compared.other))
+    partners, groups = features(bench.baseline_images[other]), compared.seed[kept]
+    edited = kernel_distance(features(images[np.searchsorted(rows, compared.own[kept])]), partners, groups=groups)
+    unedited = kernel_distance(features(bench.baseline_images[own]), partners, groups=groups)
+    return {"mmd": edited.value, "mmd_p": edited.p, "mmd_unedited": unedited.value, "mmd_null_95": unedited.null_95}
+
+
+def _show(bench: Bench, name: str, factor: str, label: str, grid: PromptGrid, images: np.ndarray) -> None:
+    """Keep a few images of the target, for people."""
+    folder = bench.run.new("unlearn", f"{name}-{factor}-{label}")
+    for i in spread_rows(grid, factor, label, _N_SHOWN):
+        save_png(folder / f"{i:06d}.png", images[i])
+
+
+def spread_rows(grid: PromptGrid, factor: str, label: str, n: int) -> list[int]:
+    """Up to n rows that ask for a target, spread over seeds and the other labels."""
+    asked = [i for i, value in enumerate(grid.labels[factor]) if value == label]
+    step = _SPREAD if len(asked) % _SPREAD else 1
+    return sorted(asked[(i * step) % len(asked)] for i in range(min(n, len(asked))))
+
+
+def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    """What each attack gets the edited model to draw."""
+    from probe.errors import InvalidRequest, UnsupportedPipeline
+    from probe.unlearning import Predictions
+    from probe.unlearning.attacks import ATTACKS
+
+    edits = _chosen_edits(bench, name, factor, label)
+    test, judge = bench.world.test, bench.world.judge
+    asked = test.select(spread_rows(test, factor, label, bench.config.attack_images))
+    task = bench.world.attack_task(bench.pipe, edits, factor, label, asked)
+    before = Predictions.of(judge(task.draw(task.prompts)), unlearning.DOMAINS)
+    found: dict[str, Any] = {UNATTACKED: _attacked(before, factor, label)}
+    for attack in bench.config.attacks:
+        try:
+            result = ATTACKS[attack](task)
+        except (InvalidRequest, UnsupportedPipeline) as error:  # no gradient passes through some edits
+            found[attack] = {"refused": str(error)}
+            continue
+        judged = Predictions.of(judge(result.images), unlearning.DOMAINS)
+        spent = {"evaluations": result.evaluations, "seconds": result.seconds, "detail": dict(result.detail)}
+        found[attack] = _attacked(judged, factor, label) | spent
+    return {"method": name, "factor": factor, "label": label, "attacks": found}
+
+
+def _audit(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
+    """What the edited model still holds of the target; means over sites and steps, beside every row."""
+    from probe.unlearning.audit import audit
+
+    edits = _chosen_edits(bench, name, factor, label)
+    result = audit(bench.world.audit_task(bench.pipe, edits, factor, label))
+    inside = result.select("probe", "edited", "edited")
+    means = {
+        "probe_unedited": [row.value for row in result.select("probe", "unedited", "unedited")],
+        "probe_moved": [row.value for row in result.select("probe", "unedited", "edited")],
+        "probe_inside": [row.value for row in inside],
+        "probe_meaningless": [row.meaningless for row in inside],
+        "probe_null": [row.null for row in inside],
+        "denoising_unedited": [row.value for row in result.select("denoising", tested="unedited")],
+        "denoising": [row.value for row in result.select("denoising", tested="edited")],
+        "denoising_null": [row.null for row in result.select("denoising", tested="edited")],
+    }
+    return {
+        "method": name,
+        "factor": factor,
+        "label": label,
+        "means": {key: float(np.mean(values)) if values else None for key, values in means.items()},
+        "rows": result.to_rows(),
+    }
+
+
+def _chosen_edits(bench: Bench, name: str, factor: str, label: str) -> Edits:
+    return () if name == "no_edit" else bench.recipe(name, factor, label).interventions
+
+
+def _attacked(judged: Any, factor: str, label: str) -> dict[str, Any]:
+    """In which images the concept is back."""
+    return {
+        "back": [value == label for value in judged.labels[factor]],
+        "artifact": judged.artifact.tolist(),
+    }
+
+
+def validation_objective(records: Sequence[Mapping[str, Any]]) -> float:
+    """Mean over targets of the chosen setting's objective on validation images."""
+    return float(np.mean([record["tried"][0]["objective"] for record in records]))
+
+
+def scores_of(bench: Bench, record: Mapping[str, Any]) -> UnlearnScores:
+    """Scores of a record on the test images, with intervals."""
+    grid = _test(bench, record["factor"], record["label"])
+    return unlearning.score_record(grid, record, n_boot=bench.config.n_boot)

@@ -1,0 +1,1 @@
+"""``denoscope demo``: collect, train, find, unlearn, steer, score, report."""

@@ -1,0 +1,1 @@
+"""``denoscope info``: what is asked, about which images, and the answer."""

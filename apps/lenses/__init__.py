@@ -1,0 +1,1 @@
+"""``denoscope lens``: lenses asked from the command line, and their sheets."""

@@ -1,0 +1,250 @@
+"""The lenses of the command line: ask ``probe.lenses``, show a sheet, keep the numbers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.commands._options import load_model, new_file
+from apps.errors import InvalidOption
+from apps.images import labelled_grid
+from apps.lenses.sheets import dotted, given_images, number_table, save, segment_sheet, stacked, word_sheet
+from apps.progress import bar
+
+if TYPE_CHECKING:
+    from probe.lenses.tracing import Measure
+    from probe.model.pipeline import Pipeline
+
+
+def attention(options: argparse.Namespace) -> None:
+    """Maps of words."""
+    from probe.lenses import attention_maps, gradient_attention
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    sites = options.sites or None
+    if options.images:
+        images, captions = given_images(options.images, pipe, options.caption, options.seed)
+        words = _words_in(captions, options.words)
+        with bar("attention") as progress:
+            if options.gradient:
+                found = gradient_attention(
+                    pipe, captions, words, images, options.log_snr, sites=sites, progress=progress
+                )
+            else:
+                found = attention_maps(
+                    pipe, captions, words, images=images, log_snr=options.log_snr, sites=sites,
+                    batch_size=options.batch_size, progress=progress,
+                )  # fmt: skip
+    else:
+        if options.gradient or not options.prompt:
+            raise InvalidOption("lens attention: give --prompt, or --images; --gradient works on images only.")
+        captions, seeds = _grid(options)
+        words = _words_in(captions, options.words)
+        with bar("attention") as progress:
+            found = attention_maps(
+                pipe, captions, words, seeds=seeds, sites=sites, steps=options.steps, guidance=options.guidance,
+                batch_size=options.batch_size, progress=progress,
+            )  # fmt: skip
+    heat = found.heat()
+    record = {
+        "prompts": captions,
+        "words": found.words,
+        "log_snr": found.log_snr,
+        "maps": heat,
+        "mass": {site: mass.mean(1) for site, mass in found.mass().items()},
+        "mass_axes": ["step", "word", "head"],
+    }
+    save(out, word_sheet(found.images, heat, found.words, captions), record)
+
+
+def features(options: argparse.Namespace) -> None:
+    """Points of the first image in the others."""
+    from probe.lenses import correspond, diffusion_features
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    images, captions = given_images(options.images, pipe, options.caption, options.seed)
+    if len(images) < 2:
+        raise InvalidOption("lens features: give two or more --images; points of the first are found in the others.")
+    points = np.asarray(options.point or [(0.35, 0.35), (0.65, 0.35), (0.5, 0.5), (0.35, 0.65), (0.65, 0.65)])
+    with bar("features") as progress:
+        found = diffusion_features(
+            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
+            progress=progress,
+        )  # fmt: skip
+    ((site, maps),) = found.maps.items()
+    grid = (images.shape[1] // 2, images.shape[2] // 2)
+    matches = [correspond(maps[0, 0], target, points, grid=grid) for target in maps[0, 1:]]
+    shown = [dotted(images[0], points), *(dotted(i, m.points) for i, m in zip(images[1:], matches, strict=True))]
+    record = {
+        "site": site,
+        "log_snr": found.log_snr,
+        "captions": captions,
+        "points": points,
+        "matches": [{"points": m.points, "similarity": m.similarity} for m in matches],
+    }
+    save(out, labelled_grid([shown], column_labels=["points", *["matches"] * len(matches)], side=256), record)
+
+
+def segment(options: argparse.Namespace) -> None:
+    """Segments of images."""
+    from probe.lenses import background_segment, diffusion_features, normalised_cut
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    images, captions = given_images(options.images, pipe, options.caption, options.seed)
+    with bar("features") as progress:
+        found = diffusion_features(
+            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
+            progress=progress,
+        )  # fmt: skip
+    ((site, maps),) = found.maps.items()
+    cuts = [
+        normalised_cut(m, limit=options.limit, alpha=options.alpha, max_segments=options.max_segments) for m in maps[0]
+    ]
+    record = {
+        "site": site,
+        "log_snr": found.log_snr,
+        "captions": captions,
+        "segments": cuts,
+        "background": [background_segment(cut) for cut in cuts],
+    }
+    save(out, segment_sheet(images, cuts, captions), record)
+
+
+def tracing(options: argparse.Namespace) -> None:
+    """Causal tracing (``trace``) and activation patching (``patch``)."""
+    from probe.lenses import trace
+    from probe.model import generation_defaults
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    steps = options.steps or generation_defaults(pipe).steps
+    windows = options.windows or [(s,) for s in range(steps)]
+    prompts, seeds = _grid(options)
+    if (options.corrupt is None) == (options.noise is None):
+        raise InvalidOption("lens trace: give --corrupt PROMPT or --noise SCALE, one of them.")
+    corruption = options.noise if options.corrupt is None else [options.corrupt] * len(prompts)
+    print(f"{3 + 2 * len(options.sites) * len(windows)} generations or more of {len(prompts)} images each")
+    with bar("tracing", "run") as progress:
+        found = trace(
+            pipe, prompts, corruption, seeds, options.sites, windows=windows,
+            measure=_probability(pipe, options.concept), into="corrupted" if options.lens == "trace" else "clean",
+            steps=options.steps, guidance=options.guidance, progress=progress,
+        )  # fmt: skip
+    columns = ["-".join(dict.fromkeys((str(w[0]), str(w[-1])))) for w in found.windows]
+    verb = "restored" if options.lens == "trace" else "lost"
+    sheets = [
+        number_table(values, found.sites, columns, title=title, signed=True)
+        for values, title in (
+            (found.mean(), f"share of the effect that is {verb}, by steps"),
+            (np.nanmean(found.null, axis=2), "the same with another sample's values"),
+        )
+    ]
+    record = {
+        "sites": found.sites,
+        "windows": found.windows,
+        "effect": found.effect,
+        "null": found.null,
+        "clean": found.clean,
+        "corrupted": found.corrupted,
+        "into": found.into,
+        "prompts": prompts,
+        "seeds": seeds,
+    }
+    save(out, stacked(sheets), record)
+
+
+def drifting(options: argparse.Namespace) -> None:
+    """Likeness of a site's activations between steps."""
+    from probe.lenses import drift
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    prompts, seeds = _grid(options)
+    found = drift(pipe, options.sites, prompts, seeds, steps=options.steps, guidance=options.guidance)
+    change = found.between_neighbours()
+    steps = [f"{i}-{i + 1}" for i in range(len(found.timesteps) - 1)]
+    table = np.stack([values.mean(0) for values in change.values()])
+    record = {
+        "timesteps": found.timesteps,
+        "cosine": {site: values.mean(0) for site, values in found.cosine.items()},
+        "cka": found.cka,
+        "prompts": prompts,
+        "seeds": seeds,
+    }
+    save(out, number_table(table, list(change), steps, title="1 - cosine from one step to the next"), record)
+
+
+def text(options: argparse.Namespace) -> None:
+    """Images from every layer of the text encoder."""
+    from apps.judging import judge_of, read_outs
+    from probe.lenses import text_lens
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    prompts, seeds = _grid(options)
+    with bar("text lens") as progress:
+        lens = text_lens(
+            pipe, prompts, seeds, layers=options.layers, encoder=options.encoder, steps=options.steps,
+            guidance=options.guidance, batch_size=options.batch_size, progress=progress,
+        )  # fmt: skip
+    judge = judge_of(pipe)
+    captions = [] if judge is None else [read_outs(judge(images)) for images in lens.images]
+    labels = [f"layer {layer} of {lens.n_layers}" for layer in lens.layers]
+    record: dict[str, Any] = {"layers": lens.layers, "n_layers": lens.n_layers, "prompts": prompts, "seeds": seeds}
+    if judge is not None:
+        record["judge"] = captions
+    save(out, labelled_grid([list(row) for row in lens.images], row_labels=labels, captions=captions), record)
+
+
+def invert(options: argparse.Namespace) -> None:
+    """Images drawn again from their own noise, and edited."""
+    from probe.lenses import invert_images
+
+    out, pipe = new_file(options.out, force=options.force), load_model(options)
+    images, captions = given_images(options.images, pipe, options.caption, options.seed)
+    method = options.method.replace("-", "_")
+    found = invert_images(pipe, images, captions, method=method, steps=options.steps or 50, seed=options.seed)
+    rows, columns = [[*pair] for pair in zip(images, found.images, strict=True)], ["given", "drawn again"]
+    if options.edit:
+        edited = found.draw(pipe, [options.edit] * len(images), guidance=options.guidance)
+        rows, columns = [[*row, image] for row, image in zip(rows, edited, strict=True)], [*columns, options.edit]
+    record = {
+        "method": options.method,
+        "steps": found.steps,
+        "captions": captions,
+        "state_error": found.state_error,
+        "pixel_error": found.pixel_error,
+        "codec_error": found.codec_error,
+    }
+    for name in ("state_error", "pixel_error", "codec_error"):
+        print(f"{name.replace('_', ' ')}: {float(np.mean(record[name])):.2g}")
+    save(out, labelled_grid(rows, row_labels=captions, column_labels=columns), record)
+
+
+def _grid(options: argparse.Namespace) -> tuple[list[str], list[int]]:
+    """Every prompt with every seed."""
+    pairs = [(prompt, seed) for prompt in options.prompt for seed in options.seeds]
+    return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+
+
+def _words_in(captions: list[str], words: list[str]) -> list[list[str]]:
+    """The words of each caption; on canvas a word may name a factor, such as object."""
+    from apps.judging import only_known
+    from probe.canvas import FACTORS
+
+    known = only_known(captions)
+    return [[names[word] if names is not None and word in FACTORS else word for word in words] for names in known]
+
+
+def _probability(pipe: Pipeline, concept: str | None) -> Measure | None:
+    """The judge's probability of FACTOR=LABEL; None, the distance of pixels, without one."""
+    if concept is None:
+        return None
+    from apps.judging import judge_of
+    from probe.canvas import FACTORS
+
+    factor, _, label = concept.partition("=")
+    judge = judge_of(pipe)
+    if judge is None or label not in FACTORS.get(factor, ()):
+        raise InvalidOption(f"--concept {concept}: expected FACTOR=LABEL of canvas, such as object=star.")
+    column = FACTORS[factor].index(label)
+    return lambda images: judge(images).probs[factor][:, column].astype(np.float64)

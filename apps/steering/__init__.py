@@ -1,0 +1,1 @@
+"""``denoscope steer``: a push, its sweep of strengths, the response of the judge."""

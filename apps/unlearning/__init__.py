@@ -1,0 +1,1 @@
+"""Unlearning from the command line: settings, methods by name, edits of a run, audits."""
