@@ -36,6 +36,15 @@ def test_every_help_shows_an_example(command: str, capsys: pytest.CaptureFixture
     assert "None" not in text
 
 
+@pytest.mark.parametrize("part", ("canvas", "sae", "directions", "information", "lenses", "unlearn", "unlearn-many"))
+def test_every_part_of_bench_shows_a_valid_example(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", part, "--help"])
+    for line in capsys.readouterr().out.split("example:\n")[1].strip().splitlines():
+        assert line.split()[:3] == ["denoscope", "bench", part]
+        build_parser().parse_args(line.split()[1:])
+
+
 def test_examples_in_help_are_valid_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
     import shlex
 

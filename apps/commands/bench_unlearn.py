@@ -1,4 +1,4 @@
-"""Options and work of ``denoscope bench unlearn``."""
+"""``denoscope bench unlearn``: every method on every concept."""
 
 from __future__ import annotations
 
@@ -6,16 +6,39 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.commands._options import positive
+from apps.commands._options import Commands, add_command, positive
 
 if TYPE_CHECKING:
     from apps.bench.unlearn.prepare import Bench, UnlearnBench
     from apps.unlearning.place import Place
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this benchmark has."""
-    group = parser.add_argument_group("unlearn")
+_EXAMPLE = """
+denoscope bench unlearn --out unlearn.json --workers 2 --retain-seeds 1
+denoscope bench unlearn --out part.json --targets star neon --methods saeuron uce --dry-run
+denoscope bench unlearn --out sd.json --world unlearncanvas --model sd --classifiers vit --data images --device cuda
+"""
+
+
+def add_parser(parts: Commands) -> argparse.ArgumentParser:
+    """Declare the part."""
+    parser = add_command(
+        parts,
+        "unlearn",
+        run,
+        summary="what does each method forget, and what does it break?",
+        about="Every object and style is unlearned in turn by every method, with settings chosen on images apart from "
+        "those that are scored: what is forgotten, what survives, what is wrecked, what it costs, and whether the "
+        "concept comes back under attack (docs/unlearning.md).",
+        example=_EXAMPLE,
+        resumable=True,
+    )
+    add_options(parser)
+    return parser
+
+
+def add_options(group: argparse.ArgumentParser) -> None:
+    """Declare the options of both benchmarks of unlearning."""
     group.add_argument(
         "--world",
         choices=("canvas", "unlearncanvas"),
@@ -44,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attack-images", type=positive, default=10, help="images of each attack on each target")
     group.add_argument("--audit", action="store_true", help="also look for the target inside every edited model")
     group.add_argument("--dry-run", action="store_true", help="say how much there is to do, and end")
+    group.add_argument("--batch-size", type=positive, default=16, help="images at a time")
 
 
 def run(options: argparse.Namespace) -> None:

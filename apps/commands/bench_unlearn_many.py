@@ -1,23 +1,38 @@
-"""Work of ``denoscope bench unlearn-many``; its options are those of ``bench unlearn``, and ``--counts``."""
+"""``denoscope bench unlearn-many``: its options are those of ``bench unlearn``, and ``--counts``."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 
-from apps.commands._options import positive
+from apps.commands import bench_unlearn
+from apps.commands._options import Commands, add_command, positive
+
+_EXAMPLE = """
+denoscope bench unlearn-many --out many.json --work runs/bench-unlearn --counts 1 2 4 8 --retain-seeds 1
+"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the option that only this benchmark has."""
-    group = parser.add_argument_group("unlearn-many")
-    group.add_argument("--counts", type=positive, nargs="+", default=[1, 2, 4, 8], help="concepts unlearned at once")
+def add_parser(parts: Commands) -> argparse.ArgumentParser:
+    """Declare the part."""
+    parser = add_command(
+        parts,
+        "unlearn-many",
+        run,
+        summary="several concepts at once, in one edit or in one after another",
+        about="Several concepts are unlearned at once: jointly, one after another, and with random pushes of the same "
+        "size (docs/unlearning-many.md).",
+        example=_EXAMPLE,
+        resumable=True,
+    )
+    bench_unlearn.add_options(parser)
+    parser.add_argument("--counts", type=positive, nargs="+", default=[1, 2, 4, 8], help="concepts unlearned at once")
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Estimate, measure, write the JSON file."""
     from apps.bench.unlearn.many import METHOD, ManyBench, bench_unlearn_many, many_table, n_images
-    from apps.commands import bench_unlearn
     from apps.commands._options import new_file
     from apps.errors import InvalidOption
     from apps.progress import Clock

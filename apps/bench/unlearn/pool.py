@@ -15,6 +15,7 @@ from typing import Any
 from apps.bench.unlearn.prepare import Bench, UnlearnBench
 from apps.bench.unlearn.target import run_stage
 from apps.errors import ProcessesFailed
+from apps.orphans import end_with_parent
 from apps.progress import Progress
 
 Job = tuple[str, str, str, str]
@@ -72,6 +73,7 @@ def _open(config: UnlearnBench, best_sae: Mapping[str, str]) -> None:
     import torch
 
     global _opened
+    end_with_parent()
     torch.set_num_threads(1)
     _opened = Bench(config, dict(best_sae))
 
