@@ -282,7 +282,7 @@ class TestMistakes:
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         sae, out = run / "sae" / "mid_block", tmp_path / "x.png"
-        assert "features 0 to 31, not 32" in complaint(
+        assert "it has 0 to 31" in complaint(
             capsys, "steer", "--sae", sae, "--feature", "32", "--prompt", "x", "--out", out
         )
         assert "object, colour" in complaint(capsys, "features", run, "--factors", "style")

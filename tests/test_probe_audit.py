@@ -159,7 +159,7 @@ def test_an_audit_of_a_filter_finds_the_concept_inside(canvas):
 
 
 def test_canvas_audit_asks_for_the_concept_and_for_others(canvas):
-    task = canvas_audit(canvas, (), "style", "neon", n=24, n_images=6)
+    task = canvas_audit(canvas, (), "style", "neon", n=24, n_train=12, n_images=6)
     assert {parse_caption(p)["style"] for p in task.concept_prompts} == {"neon"}
     others = [parse_caption(p)["style"] for p in task.other_prompts]
     assert set(others) == set(FACTORS["style"]) - {"neon"}

@@ -30,7 +30,7 @@ def test_it_estimates_the_closed_form_without_bias():
     true = sum(c * (a - b) ** 2 for c, a, b in zip((1, 3, 3, 1), moments_x, moments_y, strict=True))
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(1000):
+    for _ in range(1500):
         x, y = rng.normal(m, s, (n, 1)), rng.normal(size=(n, 1))
         found.append(kernel_distance(x, y, n_permutations=1).value)
     error = np.std(found) / len(found) ** 0.5

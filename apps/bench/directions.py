@@ -309,7 +309,7 @@ def _collect(pipe: Pipeline, config: DirectionsConfig, work: Path) -> Row:
     from probe.model import schedule
 
     levels = schedule(pipe, config.steps)[1]
-    at = np.linspace(1, len(levels) - 2, config.levels).round().astype(int)
+    at = np.unique(np.linspace(1, len(levels) - 2, config.levels).round().astype(int))  # few steps have few levels
     first = 0
     for part, n in (("train", config.train), ("test", config.test)):
         folder = work / part / "renders"

@@ -83,7 +83,8 @@ def summary(measured: dict[str, Any]) -> str:
     steered = next(row for row in rows if row.get("measure") == "steer")
     lines.append(
         f"steering feature {steered['feature']} ({steered['steered']}): the judge sees it with probability "
-        f"{ratios['steer_unedited']:.2f} unedited, {ratios['steer_up']:.2f} pushed up, "
-        f"{ratios['steer_random']:.2f} with a random direction of the same length"
+        f"{ratios['steer_unedited']:.2f} unedited, {ratios['steer_up']:.2f} pushed up "
+        f"({ratios['steer_up_artifacts']:.0%} of the pictures wrecked), {ratios['steer_random']:.2f} with a random "
+        f"direction of the same length ({ratios['steer_random_artifacts']:.0%} wrecked)"
     )
     return "\n".join(lines)

@@ -83,7 +83,7 @@ class DemoConfig:
     styles: tuple[str, ...] = ()
     steer_factor: str = "colour"
     steer_concept: str = "red"
-    steer_strengths: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
+    steer_strengths: tuple[float, ...] = (-0.75, -0.5, 0.0, 0.5, 0.75)
     steer_branch: str = "both"
     steer_prompts: int = 8
     n_shown: int = 6

@@ -399,11 +399,15 @@ def _steer_row(judge: Judge, factor: str, concept: str, images: np.ndarray, befo
 
 
 def _steer_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Probability of the concept at the highest strength, unedited, and with a random direction of the same length."""
+    """Probability of the concept at the highest strength, unedited, and with a random direction of the same length; and
+    the share of wrecked images that the push costs.
+    """
     strongest = max(row["strength"] for row in rows)
-    found = {(row["direction"], row["strength"]): row["probability"] for row in rows}
+    found = {(row["direction"], row["strength"]): row for row in rows}
     return {
-        "steer_up": found["feature", strongest],
-        "steer_unedited": found["feature", 0.0],
-        "steer_random": found["random", strongest],
+        "steer_up": found["feature", strongest]["probability"],
+        "steer_up_artifacts": found["feature", strongest]["artifacts"],
+        "steer_unedited": found["feature", 0.0]["probability"],
+        "steer_random": found["random", strongest]["probability"],
+        "steer_random_artifacts": found["random", strongest]["artifacts"],
     }
