@@ -95,7 +95,7 @@ def test_the_bench_from_renders_to_the_table(tmp_path: Path, monkeypatch: pytest
     from probe.model import load_pipeline
 
     config = DirectionsConfig(
-        train=100, test=60, prompts=2, k=2, strengths=(1.0,), steps=3, iterations=1, shuffles=1,
+        train=240, test=80, prompts=2, k=2, strengths=(1.0,), steps=3, iterations=1, shuffles=1,
         finders=("mean difference", "prompt difference", "random, 24"),
     )  # fmt: skip
     pipe, judge, said = load_pipeline("canvas"), shipped_judge(), []
