@@ -56,7 +56,7 @@ class PlantedUNet(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         h = self.mid_block(self.text(encoder_hidden_states.mean(1, keepdim=True)))
         m = self.mean(h[:, 0]).reshape(-1, 4, 4, 4)
-        abar = self.abar[torch.as_tensor(timestep).long()].float().reshape(-1, 1, 1, 1)
+        abar = self.get_buffer("abar")[torch.as_tensor(timestep).long()].float().reshape(-1, 1, 1, 1)
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         x0 = m + alpha * SPREAD**2 / (abar * SPREAD**2 + sigma**2) * (sample - alpha * m)
         return ((alpha * sample - x0) / sigma,)

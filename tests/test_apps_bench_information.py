@@ -76,7 +76,7 @@ def test_a_small_run_and_its_second_time(tmp_path: Path):
             assert row["redundancy"] + row["synergy"] + row["unique_first"] + row["unique_second"] == pytest.approx(
                 row["both"]
             )
-    assert "attention x CMI" in information_tables(found.rows)
+    assert "attention x CMI" in information_tables([dict(row) for row in found.rows])
     assert found.ratios["auc_CMI"] == shares["CMI"]["auc"]
     again: list[str] = []
     second = bench_information(model, SMALL, tmp_path, again.append)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ class TestTrend:
         from scipy.stats import spearmanr
 
         values = np.array([[0.0, 0.0, 0.2, 0.2, 0.9], [0.1, 0.4, 0.3, 0.5, 0.5]])
-        expected = np.mean([spearmanr(row, STRENGTHS)[0] for row in values])
+        expected = np.mean([float(spearmanr(row, STRENGTHS)[0]) for row in values])  # pyright: ignore[reportArgumentType]
         assert trend(values, STRENGTHS, n_shuffles=1).rho == pytest.approx(expected)
 
     def test_null_is_calibrated(self) -> None:
@@ -123,7 +124,7 @@ def test_features_are_pushed_together_and_the_control_moves_rows_as_far() -> Non
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(6, 8, generator=generator)
     sae = TopKDictionary(w.T.contiguous(), torch.zeros(6), w, torch.zeros(8), 2)
-    sae_like = type("D", (), {"W_dec": w, "d_sae": 6, "config": type("C", (), {"site": "unet.mid_block:out"})()})()
+    sae_like: Any = type("D", (), {"W_dec": w, "d_sae": 6, "config": type("C", (), {"site": "unet.mid_block:out"})()})()
     assert sae.W_dec.shape == w.shape
     push = feature_push(sae_like, [1, 4], [2.0, 0.5])
     x = torch.randn(1, 3, 8, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,11 @@ class TestClassifier:
         from transformers import ViTConfig, ViTForImageClassification
 
         net = tiny_vit(5)
-        config = ViTConfig(
-            hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, image_size=32,
-            patch_size=16, num_labels=5, layer_norm_eps=1e-6,
-        )  # fmt: skip
-        oracle = ViTForImageClassification(config).eval()
+        sizes: dict[str, Any] = {
+            "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96,
+            "image_size": 32, "patch_size": 16, "num_labels": 5, "layer_norm_eps": 1e-6,
+        }  # fmt: skip
+        oracle = ViTForImageClassification(ViTConfig(**sizes)).eval()
         names = {
             "vit.embeddings.cls_token": "cls_token",
             "vit.embeddings.position_embeddings": "pos_embed",

@@ -230,12 +230,12 @@ def test_points_are_carried_with_the_object():
     target = Scene("key", "mosaic", "blue", "dark", x=5, y=-2, size=1.08, angle=9)
     masks = [render(scene, 0).mask for scene in (source, target)]
     rows, columns = np.nonzero(masks[0] > 0.99)
-    points = np.stack([columns, rows], 1) + 0.5
+    points = np.stack([columns, rows], 1).astype(np.float64) + 0.5
     moved = carry_points(points, source, target)
     there = masks[1][moved[:, 1].astype(int), moved[:, 0].astype(int)]
     assert (there > 0.5).mean() > 0.98
     np.testing.assert_allclose(carry_points(moved, target, source), points, atol=1e-9)
-    centre = np.array([[32 + source.x, 32 + source.y]])
+    centre = np.array([[32 + source.x, 32 + source.y]], dtype=np.float64)
     np.testing.assert_allclose(carry_points(centre, source, target), [[32 + target.x, 32 + target.y]])
     with pytest.raises(SceneError, match="no points of a cup"):
         carry_points(points, source, Scene("cup", "flat", "red", "white"))

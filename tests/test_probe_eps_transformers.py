@@ -49,14 +49,15 @@ class TinySD3(StableDiffusion3Pipeline):
 
 
 def decoder() -> AutoencoderKL:
-    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     sizes: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (4,) * 4,
         "latent_channels": 4,
         "norm_num_groups": 2,
         "shift_factor": 0.0,
     }
-    return AutoencoderKL(down_block_types=down, up_block_types=up, **sizes).eval()
+    return AutoencoderKL(**sizes).eval()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_packing_is_that_of_the_pipeline_and_is_undone(shape):
     theirs = FluxPipeline._pack_latents(x, 2, 4, 2 * rows, 2 * columns)
     ids = FluxPipeline._prepare_latent_image_ids(2, rows, columns, torch.device("cpu"), torch.float32)
     packing = Packing.of(theirs, ids)
-    assert packing == Packing(rows, columns)
+    assert packing is not None and packing == Packing(rows, columns)
     assert torch.equal(packing.pack(x), theirs) and torch.equal(packing.unpack(theirs), x)
 
 

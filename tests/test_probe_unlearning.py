@@ -41,6 +41,11 @@ D, D_SAE, STEPS = 16, 12, 3
 TIMES = (999, 666, 333)
 
 
+def features_of(op: Any) -> Any:
+    """The features of an operation on features."""
+    return op.features
+
+
 def dictionary() -> TopKDictionary:
     g = torch.Generator().manual_seed(0)
     W = torch.nn.functional.normalize(torch.randn(D_SAE, D, generator=g), dim=-1)
@@ -110,11 +115,11 @@ def test_with_a_margin_features_are_the_concepts_own():
     for margin in (0.0, 2.0):
         setting = Setting(n_features=1, multiplier=-1.0, relative=False, margin=margin)
         (edit,) = saeuron(scores, "moon", dictionary=dictionary(), site="mid_block", setting=setting)
-        made[margin] = torch.as_tensor(edit.op.features).tolist()
+        made[margin] = torch.as_tensor(features_of(edit.op)).tolist()
     assert made[0.0] == [[9], [9], [9]]
     assert made[2.0] == [[1], [4], [7]]
     both = saeuron(scores, ["star", "moon"], dictionary=dictionary(), site="mid_block", setting=setting)[0].op
-    assert 9 in torch.as_tensor(both.features)[0].tolist()  # no other concept has it
+    assert 9 in torch.as_tensor(features_of(both))[0].tolist()  # no other concept has it
     with pytest.raises(InvalidRequest, match="margin"):
         Setting(margin=-1.0)
 

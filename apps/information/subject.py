@@ -159,15 +159,14 @@ def word_columns(subject: Subject, pairs: Sequence[tuple[str, str]] = (), *, see
 
 def class_texts(subject: Subject, role: str, template: str | None) -> dict[str, str]:
     """Class -> what the model is told: every value of the role, in a template with {} for it."""
-    values: Sequence[str]
     if subject.canvas:
         from probe.canvas import FACTORS, partial_caption
 
-        values = FACTORS[role]
+        values = list(FACTORS[role])
         if template is None:
             return {value: partial_caption({role: value}) for value in values}
     else:
-        values = tuple(sorted(set(subject.words[role])))
+        values = sorted(set(subject.words[role]))
     if len(values) < 2:
         raise InvalidOption(f"info classify: {role!r} has one value, {values[0]!r}; there is nothing to tell apart.")
     text = TEMPLATE if template is None else template

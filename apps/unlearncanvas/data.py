@@ -106,7 +106,9 @@ class UnlearnCanvasData:
         path = self.folder / "metadata.csv"
         if path.exists():
             raise OutputExists(f"data set: {str(path)!r} exists already; remove it to write it again.")
-        rows = [dict(zip(("object", "style"), pair, strict=True)) for pair in zip(*self._columns(), strict=True)]
+        rows: list[dict[str, str]] = [
+            {"object": name, "style": style} for name, style in zip(*self._columns(), strict=True)
+        ]
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file_name", "prompt", "object", "style"])

@@ -98,9 +98,13 @@ class UnlearnCanvasWorld:
         chosen = {*self.labels["style"], PHOTOGRAPH}
         return {"object": self.labels["object"], "style": tuple(style for style in STYLES if style in chosen)}
 
-    @cached_property
+    @property
     def judge(self) -> UnlearnCanvasJudge:
         """The two classifiers, calibrated where there is a data set."""
+        return self._judge
+
+    @cached_property
+    def _judge(self) -> UnlearnCanvasJudge:
         from apps.unlearncanvas.data import real_images
         from apps.unlearncanvas.judge import UnlearnCanvasJudge
 
@@ -112,16 +116,24 @@ class UnlearnCanvasWorld:
         """The classifiers' class tokens."""
         return self.judge.features
 
-    @cached_property
+    @property
     def test(self) -> PromptGrid:
         """Every object in every style, the photographs' included, with every seed."""
+        return self._test
+
+    @cached_property
+    def _test(self) -> PromptGrid:
         from probe.unlearning import PromptGrid
 
         return PromptGrid.product(caption, self._drawn, SEEDS[: self.n_seeds])
 
-    @cached_property
+    @property
     def recorded(self) -> LabelledPrompts:
         """Prompts balanced over objects and styles, in a wording of their own."""
+        return self._recorded
+
+    @cached_property
+    def _recorded(self) -> LabelledPrompts:
         pairs = _spread(self._drawn["object"], self._drawn["style"], self.n_recorded, seed=0)
         return _said(pairs, [0] * len(pairs))
 
@@ -131,8 +143,9 @@ class UnlearnCanvasWorld:
 
         values = self._drawn
         others = values | {factor: tuple(value for value in values[factor] if value != label)}
-        pairs = _spread(*({**values, factor: (label,)}[f] for f in LABELS), n_target, seed=1)
-        pairs += _spread(*(others[f] for f in LABELS), n_retain, seed=2)
+        asked = {**values, factor: (label,)}
+        pairs = _spread(asked["object"], asked["style"], n_target, seed=1)
+        pairs += _spread(others["object"], others["style"], n_retain, seed=2)
         said = _said(pairs, [1 + i % (len(PARAPHRASES) - 1) for i in range(len(pairs))])
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + len(pairs))
         return PromptGrid(said.prompts, tuple(seeds), said.labels)

@@ -13,7 +13,7 @@ redundancy is; with MMI none is negative as long as more words tell more (Barret
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import combinations
 
@@ -27,7 +27,7 @@ Antichain = frozenset[Group]
 _MOST = 4
 
 
-def lattice_atoms(told: Mapping[Iterable[str], float]) -> dict[str, float]:
+def lattice_atoms(told: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     """Atoms of the informations of all groups of words.
 
     Args:
@@ -56,7 +56,7 @@ def lattice_atoms(told: Mapping[Iterable[str], float]) -> dict[str, float]:
 
 
 def lattice_pid(
-    table: NodeTable, columns: Mapping[Iterable[str], str], *, given: str = EMPTY, form: Form = "orthogonal"
+    table: NodeTable, columns: Mapping[tuple[str, ...], str], *, given: str = EMPTY, form: Form = "orthogonal"
 ) -> dict[str, float]:
     """Atoms of the mean information of a table's columns.
 
@@ -73,7 +73,7 @@ def lattice_pid(
     return lattice_atoms({g: information(table, c, given=given, form=form).mean for g, c in columns.items()})
 
 
-def co_information(told: Mapping[Iterable[str], float]) -> float:
+def co_information(told: Mapping[tuple[str, ...], float]) -> float:
     """I(a) + I(b) - I(ab) for two words, and so on with changing signs: what no redundancy measure decides.
 
     Above zero redundancy prevails, below zero synergy (for two words). ``told`` as for ``lattice_atoms``.

@@ -16,7 +16,7 @@ that are left, CRA over the other factor. Finished conditions are not repeated.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -341,10 +341,10 @@ def _other(factor: str) -> str:
     return unlearning.DOMAINS[1 - unlearning.DOMAINS.index(factor)]
 
 
-def many_table(rows: Sequence[dict[str, Any]]) -> str:
+def many_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scores for people, in percent with intervals."""
 
-    def cell(row: dict[str, Any], name: str) -> str:
+    def cell(row: Mapping[str, Any], name: str) -> str:
         return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.1f}-{100 * row[f'{name}_high']:.1f})"
 
     body = [
