@@ -3,8 +3,8 @@
 SAeUron (Cywinski & Deja 2025, arXiv 2501.18052): dictionaries of two attention blocks, 16 times as wide as the rows, 32
 features on for a row, BatchTopK in training, one for all steps, the conditional branch only; styles 1 feature with
 gamma -1, objects a search over feature counts and gammas on prompts apart from those that are scored. ESD (Gandikota et
-al. 2023) and UCE (Gandikota et al. 2024): their papers' values for Stable Diffusion. The projections and controls are
-those of canvas.
+al. 2023): its paper's values for Stable Diffusion. UCE's guides and the grids of the other methods are this project's
+choice; the projections and controls are those of canvas.
 
 The paper records 83,200 prompts, 2.7 TB a site; its author reports like results for a thousand, which is what is
 recorded here. These settings were not run at full size: who does should look at the validation scores first.
