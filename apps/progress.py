@@ -1,12 +1,13 @@
-"""Progress for people: a bar on a terminal, a line now and then in a log file."""
+"""Progress and results for people: a bar on a terminal, a line now and then in a log file, tables of figures."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from math import isnan
+from typing import Any, Protocol
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -79,3 +80,13 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         return "  ".join([first, *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:], strict=True))]).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def percent(row: Mapping[str, Any], column: str) -> str:
+    """A share of a row in percent, with its interval (``column_low``, ``column_high``) where there is one."""
+    value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    if low is None or high is None or isnan(low) or isnan(high):
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})"

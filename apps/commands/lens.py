@@ -59,45 +59,41 @@ def add_parser(commands: Commands) -> None:
         made.add_argument("--force", action="store_true", help="replace OUT if it exists")
         return made
 
-    one = lens(
+    words = lens(
         "attention",
         "where words look",
         "Cross-attention maps of words, averaged over layers, heads and steps, while the model draws or on given "
         "images. With --gradient only the attention that makes the image more likely.",
         _ATTENTION,
     )
-    _drawn(one, required=False)
-    _given(one, required=False)
-    one.add_argument("--log-snr", type=float, nargs="+", default=[2.0], help="noise levels of --images, averaged")
-    one.add_argument("--words", nargs="+", required=True, help="words of the prompt; on canvas also factors: object")
-    one.add_argument("--sites", nargs="+", help="cross-attention modules (default: all)")
-    one.add_argument("--gradient", action="store_true", help="gradient x attention, on --images")
+    _drawn(words, required=False)
+    _given(words, required=False)
+    words.add_argument("--log-snr", type=float, nargs="+", default=[2.0], help="noise levels of --images, averaged")
+    words.add_argument("--words", nargs="+", required=True, help="words of the prompt; on canvas also factors: object")
+    words.add_argument("--sites", nargs="+", help="cross-attention modules (default: all)")
+    words.add_argument("--gradient", action="store_true", help="gradient x attention, on --images")
 
-    two = lens(
+    features = lens(
         "features",
         "points of one image in others",
         "What a site computes for noised images, and the nearest neighbours of points of the first in the others.",
         _FEATURES,
     )
-    _given(two)
-    two.add_argument("--log-snr", type=float, default=2.0, help="noise level at which features are read")
-    two.add_argument("--site", default="up_blocks.1", help="where features are read")
-    two.add_argument("--point", type=_point, action="append", help="X,Y in the first image, each from 0 to 1")
-    two.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
+    _given(features)
+    _noised(features)
+    features.add_argument("--point", type=_point, action="append", help="X,Y in the first image, each from 0 to 1")
 
-    three = lens(
+    cut = lens(
         "segment",
         "segments without words",
         "Recursive normalised cut of what a site computes for noised images.",
         _SEGMENT,
     )
-    _given(three)
-    three.add_argument("--log-snr", type=float, default=2.0, help="noise level at which features are read")
-    three.add_argument("--site", default="up_blocks.1", help="where features are read")
-    three.add_argument("--draws", type=positive, default=4, help="noises that are averaged")
-    three.add_argument("--limit", type=float, default=0.5, help="largest normalised cut that still splits, from 0 to 2")
-    three.add_argument("--alpha", type=float, default=10.0, help="exponent of the affinity")
-    three.add_argument("--max-segments", type=positive, help="no more than these")
+    _given(cut)
+    _noised(cut)
+    cut.add_argument("--limit", type=float, default=0.5, help="largest normalised cut that still splits, from 0 to 2")
+    cut.add_argument("--alpha", type=float, default=10.0, help="exponent of the affinity")
+    cut.add_argument("--max-segments", type=positive, help="no more than these")
 
     for name, summary, about, example in (
         ("trace", "which site, when restored, brings the clean image back",
@@ -107,44 +103,44 @@ def add_parser(commands: Commands) -> None:
          "A clean generation with one site's values taken from the corrupted one, for every site and window of steps, "
          "beside the same with another sample's values.", _PATCH),
     ):  # fmt: skip
-        four = lens(name, summary, about, example)
-        _drawn(four)
-        four.add_argument("--corrupt", help="the other prompt")
-        four.add_argument("--noise", type=float, help="or: noise on the text embedding, in its standard deviations")
-        four.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
-        four.add_argument("--windows", type=steps_range, nargs="+", help="steps, such as 0-4 5-9 (default: each step)")
-        four.add_argument("--concept", help="FACTOR=LABEL whose probability is measured, on canvas (default: pixels)")
+        trace = lens(name, summary, about, example)
+        _drawn(trace)
+        trace.add_argument("--corrupt", help="the other prompt")
+        trace.add_argument("--noise", type=float, help="or: noise on the text embedding, in its standard deviations")
+        trace.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
+        trace.add_argument("--windows", type=steps_range, nargs="+", help="steps, such as 0-4 5-9 (default: each step)")
+        trace.add_argument("--concept", help="FACTOR=LABEL whose probability is measured, on canvas (default: pixels)")
 
-    five = lens(
+    drift = lens(
         "drift",
         "how fast activations change over steps",
         "Cosine and linear CKA of a site's activations between the steps of a generation.",
         _DRIFT,
     )
-    _drawn(five)
-    five.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
+    _drawn(drift)
+    drift.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
 
-    six = lens(
+    text = lens(
         "text",
         "images from every layer of the text encoder",
         "The prompt encoded by the first layers alone, with the encoder's final normalisation.",
         _TEXT,
     )
-    _drawn(six)
-    six.add_argument("--layers", type=int, nargs="+", help="0 for the tokens alone (default: all)")
-    six.add_argument("--encoder", default="text_encoder", help="of a model with several")
+    _drawn(text)
+    text.add_argument("--layers", type=int, nargs="+", help="0 for the tokens alone (default: all)")
+    text.add_argument("--encoder", default="text_encoder", help="of a model with several")
 
-    seven = lens(
+    invert = lens(
         "invert",
         "the noise of given images, and what it draws",
         "Images drawn again from their own noise, with the error told, and with another prompt.",
         _INVERT,
     )
-    _given(seven)
-    seven.add_argument("--method", choices=("edit-friendly", "ddim"), default="edit-friendly", help="how")
-    seven.add_argument("--steps", type=positive, help="denoising steps (default: 50)")
-    seven.add_argument("--edit", help="another prompt")
-    seven.add_argument("--guidance", type=float, default=2.0, help="of the other prompt")
+    _given(invert)
+    invert.add_argument("--method", choices=("edit-friendly", "ddim"), default="edit-friendly", help="how")
+    invert.add_argument("--steps", type=positive, help="denoising steps (default: 50)")
+    invert.add_argument("--edit", help="another prompt")
+    invert.add_argument("--guidance", type=float, default=2.0, help="of the other prompt")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -187,3 +183,10 @@ def _point(text: str) -> tuple[float, float]:
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise argparse.ArgumentTypeError(f"{text!r}: both numbers lie between 0 and 1")
     return x, y
+
+
+def _noised(lens: argparse.ArgumentParser) -> None:
+    """Where and under how much noise features of given images are read."""
+    lens.add_argument("--log-snr", type=float, default=2.0, help="noise level at which features are read")
+    lens.add_argument("--site", default="up_blocks.1", help="where features are read")
+    lens.add_argument("--draws", type=positive, default=4, help="noises that are averaged")

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from apps.commands._options import Commands, add_command, new_file, positive, steps_range
-
-if TYPE_CHECKING:
-    pass
 
 _EXAMPLES = """
 denoscope sae eval runs/x

@@ -112,20 +112,15 @@ def chosen_targets(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def scores_table(rows: list[dict[str, Any]]) -> str:
     """The scores for people, in percent with intervals."""
-    from apps.progress import table
-
-    def cell(row: dict[str, Any], metric: str) -> str:
-        value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-        if value is None:
-            return "-"
-        if low is None or high is None or low != low or high != high:
-            return f"{100 * value:.1f}"
-        return f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    from apps.progress import percent, table
 
     metrics = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "change_retain")
     header = ["target", "UA", "IRA", "CRA", "artifacts", "elsewhere", "change"]
     body = [
-        [f"{row['factor']} {row['target']}" + ("" if row["edit"] else ", unedited"), *(cell(row, m) for m in metrics)]
+        [
+            f"{row['factor']} {row['target']}" + ("" if row["edit"] else ", unedited"),
+            *(percent(row, m) for m in metrics),
+        ]
         for row in rows
     ]
     return table(header, body)

@@ -14,6 +14,7 @@ from apps.lenses.sheets import dotted, given_images, number_table, save, segment
 from apps.progress import bar
 
 if TYPE_CHECKING:
+    from probe.lenses.features import Features
     from probe.lenses.tracing import Measure
     from probe.model.pipeline import Pipeline
 
@@ -61,18 +62,14 @@ def attention(options: argparse.Namespace) -> None:
 
 def features(options: argparse.Namespace) -> None:
     """Points of the first image in the others."""
-    from probe.lenses import correspond, diffusion_features
+    from probe.lenses import correspond
 
     out, pipe = new_file(options.out, force=options.force), load_model(options)
     images, captions = given_images(options.images, pipe, options.caption, options.seed)
     if len(images) < 2:
         raise InvalidOption("lens features: give two or more --images; points of the first are found in the others.")
     points = np.asarray(options.point or [(0.35, 0.35), (0.65, 0.35), (0.5, 0.5), (0.35, 0.65), (0.65, 0.65)])
-    with bar("features") as progress:
-        found = diffusion_features(
-            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
-            progress=progress,
-        )  # fmt: skip
+    found = _features_of(pipe, images, options)
     ((site, maps),) = found.maps.items()
     grid = (images.shape[1] // 2, images.shape[2] // 2)
     matches = [correspond(maps[0, 0], target, points, grid=grid) for target in maps[0, 1:]]
@@ -89,15 +86,11 @@ def features(options: argparse.Namespace) -> None:
 
 def segment(options: argparse.Namespace) -> None:
     """Segments of images."""
-    from probe.lenses import background_segment, diffusion_features, normalised_cut
+    from probe.lenses import background_segment, normalised_cut
 
     out, pipe = new_file(options.out, force=options.force), load_model(options)
     images, captions = given_images(options.images, pipe, options.caption, options.seed)
-    with bar("features") as progress:
-        found = diffusion_features(
-            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
-            progress=progress,
-        )  # fmt: skip
+    found = _features_of(pipe, images, options)
     ((site, maps),) = found.maps.items()
     cuts = [
         normalised_cut(m, limit=options.limit, alpha=options.alpha, max_segments=options.max_segments) for m in maps[0]
@@ -218,6 +211,16 @@ def invert(options: argparse.Namespace) -> None:
     for name in ("state_error", "pixel_error", "codec_error"):
         print(f"{name.replace('_', ' ')}: {float(np.mean(record[name])):.2g}")
     save(out, labelled_grid(rows, row_labels=captions, column_labels=columns), record)
+
+
+def _features_of(pipe: Pipeline, images: np.ndarray, options: argparse.Namespace) -> Features:
+    from probe.lenses import diffusion_features
+
+    with bar("features") as progress:
+        return diffusion_features(
+            pipe, images, options.site, [options.log_snr], draws=options.draws, batch_size=options.batch_size,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _grid(options: argparse.Namespace) -> tuple[list[str], list[int]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from apps import report
 from apps.images import labelled_grid
+from apps.progress import percent
 from apps.report import Picture
 
 Rows = Sequence[Mapping[str, Any]]
@@ -121,7 +122,7 @@ def table_of(rows: Rows) -> tuple[list[str], list[list[str]]]:
     header = ["push", "prompts", "strength", *(name.replace("_", " ") for name in measures)]
     body = []
     for row in rows:
-        cells = [f"{100 * row[m]:.1f} ({100 * row[f'{m}_low']:.1f}-{100 * row[f'{m}_high']:.1f})" for m in measures]
+        cells = [percent(row, m) for m in measures]
         body.append([str(row["push"]), str(row["group"]), f"{row['strength']:+g}", *cells])
     return header, body
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from apps.errors import InvalidOption
 from apps.measurement import wilson
-from apps.progress import bar, table
+from apps.progress import bar, percent, table
 
 if TYPE_CHECKING:
     from probe.canvas import Judge
@@ -99,7 +99,7 @@ def attack_table(rows: Sequence[dict[str, Any]]) -> str:
         [
             f"{row['attack']}, {row['model']}",
             f"{100 * row['ua']:.1f}",
-            f"{100 * row['found']:.1f} ({100 * row['found_low']:.1f}-{100 * row['found_high']:.1f})",
+            percent(row, "found"),
             f"{100 * row['artifacts']:.1f}",
             "-" if row["evaluations"] is None else str(row["evaluations"]),
         ]

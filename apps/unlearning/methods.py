@@ -115,10 +115,6 @@ class Method:
         found = candidates.get(self.name, {}).get(factor, ())
         return tuple(s for s in found if not (isinstance(s, Rewrite) and s.guide == label))
 
-    def candidates(self, learned: Learned, factor: str, label: str) -> dict[str, Edits]:
-        """Every setting's edit by the setting's name."""
-        return {s.name: self.fit(learned, factor, label, s) for s in self.settings(factor, label)}
-
 
 def method(name: str) -> Method:
     """The method of this name.

@@ -27,7 +27,7 @@ from apps.bench.unlearn.prepare import Bench, UnlearnBench, learn
 from apps.bench.unlearn.world import dealt_rows
 from apps.errors import InvalidOption
 from apps.measurement import Measurement
-from apps.progress import bar, table
+from apps.progress import bar, percent, table
 from apps.stages import Say, Stages, key_hash
 from apps.unlearning import edits as unlearning
 from apps.unlearning.config import TEXT
@@ -343,13 +343,9 @@ def _other(factor: str) -> str:
 
 def many_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scores for people, in percent with intervals."""
-
-    def cell(row: Mapping[str, Any], name: str) -> str:
-        return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.1f}-{100 * row[f'{name}_high']:.1f})"
-
     body = [
         [f"{row['count']} {row['factor']}{'s' if row['count'] > 1 else ''}, {row['mode']}"]
-        + [cell(row, name) for name in SHOWN]
+        + [percent(row, name) for name in SHOWN]
         + [f"{100 * row['mean']:.1f}"]
         for row in rows
     ]

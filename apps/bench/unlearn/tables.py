@@ -19,7 +19,7 @@ import numpy as np
 
 from apps.bench.unlearn.target import UNATTACKED
 from apps.measurement import bootstrap_mean
-from apps.progress import table
+from apps.progress import percent, table
 from apps.unlearning.methods import METHODS, method
 from probe.unlearning.attacks import ATTACKS
 
@@ -129,7 +129,7 @@ def scores_table(rows: Rows) -> str:
     for row in (row for row in rows if row["part"] == "average"):
         null = row["mmd_null_95"]
         body.append(
-            [f"{row['factor']}: {row['method']}", str(row["n_targets"]), *(_percent(row, column) for column in columns),
+            [f"{row['factor']}: {row['method']}", str(row["n_targets"]), *(percent(row, column) for column in columns),
              f"{row['mmd'] / null:.1f}" if null else "-",
              _share(row.get("ua_worst")),
              "-" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"]
@@ -193,15 +193,6 @@ def _median(rows: Sequence[Row], column: str) -> float | None:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _percent(row: Mapping[str, Any], column: str) -> str:
-    value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "-"
-    if low is None or high is None or np.isnan(low):
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def kinds_in_order(rows: Rows) -> list[str]:
