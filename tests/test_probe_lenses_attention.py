@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from probe.errors import InvalidRequest, UnsupportedSite
 from probe.interventions.attention import attention_map
 from probe.lenses import NoisedImages, attention_maps, cross_attention_sites, gradient_attention, word_positions
-from probe.lenses.attention_maps import query_grid
+from probe.lenses.reading import query_grid
 from probe.model import generate
 
 PROMPTS = ["a red star", "a blue cup in neon style"]

@@ -16,6 +16,7 @@ import torch
 from probe.errors import UnsupportedPipeline
 from probe.model.conditioning import denoiser_call
 from probe.model.generate import model_label
+from probe.model.packing import Packing
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import NoiseLevel
 from probe.model.steps import denoiser
@@ -27,7 +28,7 @@ class Conditioned:
 
     Attributes:
         branches: guidance branches along the batch.
-        sample_shape: shape of one sample, (C, H, W).
+        sample_shape: shape of one sample, (C, H, W), also where the denoiser takes it cut into tokens.
         dtype: of the sample.
     """
 
@@ -37,16 +38,22 @@ class Conditioned:
     _module: torch.nn.Module
     _call: dict[str, Any]
     _sample: str
+    _packing: Packing | None
+    _time_scale: float
 
     def __call__(self, x: torch.Tensor, t: float) -> torch.Tensor:
-        """The denoiser's output, (len(branches) * B, C', H, W), for samples x (B, C, H, W) at time t."""
+        """The denoiser's output, (len(branches) * B, C', H, W), for samples x (B, C, H, W) at a time t of the
+        scheduler.
+        """
         given = self._call["timestep"]
         n = x.shape[0] * len(self.branches)
         like = given if isinstance(given, torch.Tensor) else torch.tensor(given, device=x.device)
-        time = torch.full((n,) if like.ndim else (), t, dtype=like.dtype, device=like.device)
+        time = torch.full((n,) if like.ndim else (), t * self._time_scale, dtype=like.dtype, device=like.device)
         doubled = torch.cat([x.to(self.dtype)] * len(self.branches))
+        doubled = doubled if self._packing is None else self._packing.pack(doubled)
         output = self._module(**(self._call | {self._sample: doubled, "timestep": time}))
         output = output[0] if isinstance(output, tuple) else output.sample
+        output = output if self._packing is None else self._packing.unpack(output)
         return output[:, : x.shape[1]]  # DiT predicts variances behind the noise
 
 
@@ -59,13 +66,15 @@ def condition(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> Condit
         guidance: above 1 for both branches.
 
     Raises:
-        UnsupportedPipeline: the denoiser is not called with a map and a 'timestep'.
+        UnsupportedPipeline: the denoiser is not called with a map, plain or packed, and a 'timestep'.
     """
     found = denoiser_call(pipe, prompts, guidance)
     sample = found.arguments[found.sample]
+    shape = sample.shape if found.packing is None else found.packing.unpack(sample).shape
     return Conditioned(
-        found.branches, tuple(sample.shape[1:]), sample.dtype, found.module, found.arguments, found.sample
-    )
+        found.branches, tuple(shape[1:]), sample.dtype, found.module, found.arguments, found.sample, found.packing,
+        found.time_scale,
+    )  # fmt: skip
 
 
 def image_size(pipe: Pipeline, sample_shape: Sequence[int]) -> int:

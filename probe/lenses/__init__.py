@@ -3,7 +3,7 @@
 Each file is one lens, with its idea and its source in the docstring; the README beside this file lists them.
 """
 
-from probe.lenses.attention_maps import AttentionMaps, attention_maps, cross_attention_sites
+from probe.lenses.attention_maps import AttentionMaps, attention_maps
 from probe.lenses.classifier import classify_images
 from probe.lenses.correspondence import Matches, correspond, pck
 from probe.lenses.drift import Drift, drift
@@ -13,6 +13,7 @@ from probe.lenses.hyperfeatures import Hyperfeatures
 from probe.lenses.inversion import Inversion, invert_images
 from probe.lenses.noised import NoisedBatch, NoisedImages
 from probe.lenses.probe_grid import ProbeGrid, probe_grid, store_vectors
+from probe.lenses.reading import cross_attention_sites
 from probe.lenses.segment import background_segment, normalised_cut
 from probe.lenses.text_lens import TextLens, encoder_layers, text_lens, without_layers
 from probe.lenses.tracing import Trace, trace

@@ -1,12 +1,15 @@
-"""Where a word looks: cross-attention maps per word, layer, head and step (DAAM, Tang et al. 2023, arXiv 2210.04885).
+"""Where a word is read: attention maps per word, layer, head and step (DAAM, Tang et al. 2023, arXiv 2210.04885).
 
-At a cross-attention every cell q of the picture spreads a weight of one over the tokens k of the prompt,
+At an attention every cell q of the picture spreads a weight of one over keys k,
 
     P[h, q, k] = softmax_k (Q_h K_h^T / sqrt(d))
 
-and the map of a word is the sum of P over its tokens, as a picture over q. The maps of all tokens, start mark and
-padding among them, sum to one in every cell. Aggregated, maps are averaged over heads and steps, interpolated to
-the finest grid, and averaged over layers.
+and the map of a word is the sum of P over its tokens, as a picture over q. At a cross-attention the keys are the tokens
+of the prompt: the maps of all of them, start mark and padding among them, sum to one in every cell. At a joint
+attention (SD3, FLUX) the keys are the tokens of the prompt and the cells themselves, in one softmax: the maps of all
+tokens sum to the share of its weight that a cell gives to the text. ``words.py`` says which tokens are a word's where
+there are several text encoders. Aggregated, maps are averaged over heads and steps, interpolated to the finest grid,
+and averaged over layers.
 
 Read either while the model draws (``seeds``), or on given images at noise levels (``images``, ``log_snr``), one
 denoiser call an image and level. The attention itself runs untouched, with whatever kernel it uses; the map is computed
@@ -15,31 +18,26 @@ beside it from the same inputs, so what is drawn does not change in a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 
-from probe.capture.sites import Site, resolve_sites
-from probe.capture.tensors import find_input
-from probe.errors import InvalidRequest, UnsupportedPipeline, UnsupportedSite
-from probe.interventions.attention import attention_map
+from probe.capture.sites import Site
+from probe.errors import InvalidRequest
 from probe.lenses.noised import NoisedImages
+from probe.lenses.reading import cross_attention_sites, reading
 from probe.lenses.words import Words, word_positions, words_of
-from probe.model.generate import generate, model_label
+from probe.model.generate import generate
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import schedule_of
-from probe.model.steps import StepClock, denoiser
+from probe.model.steps import StepClock
 
 if TYPE_CHECKING:
     from probe.interventions.intervention import Intervention
-
-_CALL = ("hidden_states", "encoder_hidden_states", "attention_mask", "temb")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,26 +110,29 @@ def attention_maps(
     """Maps of words while the model draws, or on given images.
 
     Args:
-        pipe: a pipeline whose denoiser has plain cross-attention (UNets, PixArt).
+        pipe: a pipeline whose denoiser has plain cross-attention (UNets, PixArt), or joint attention (SD3, FLUX).
         prompts: one a sample.
-        words: the same for all prompts, or some for each, that occur in the prompts; None for every token, whose
-            maps sum to one.
+        words: the same for all prompts, or some for each, that occur in the prompts; None for every text token,
+            marks and padding among them. The tokens of a word are, in SD3, its tokens in CLIP's part of the text and
+            in T5's; in FLUX those of T5.
         seeds: draw these samples: one seed a prompt. With ``images``, the seeds of their noise.
         images: uint8 (N, H, W, 3) instead, noised to each of ``log_snr``.
-        sites: cross-attention modules; all of them if None.
+        sites: cross-attention or joint attention modules; all of them if None.
         steps, guidance, interventions: of the generation, as ``generate``. Maps are those of the prompt's branch.
         batch_size: samples at a time.
         progress: called with (done, total) samples.
 
     Raises:
         InvalidRequest: a word is not in its prompt; neither or both of generation and images are asked for.
-        UnsupportedSite: a site is no plain cross-attention.
+        UnsupportedSite: a site is neither a plain cross-attention nor a joint attention.
         UnsupportedPipeline: there is none.
 
     Cost: the generation, or one denoiser call an image and level; beside it the queries, keys and map of each site.
-    4 bytes for each step, sample, word, head and cell are kept.
+    4 bytes for each step, sample, word, head and cell are kept. A joint attention's map is made head by head, with
+    samples x cells x (text tokens + cells) numbers in memory.
 
     Example:
+        >>> from probe.lenses import attention_maps
         >>> from probe.model import load_pipeline
         >>> pipe = load_pipeline("canvas")
         >>> found = attention_maps(pipe, ["a red star on dark background in flat style"], ["star"], seeds=[0])
@@ -203,81 +204,6 @@ def attention_maps(
     return AttentionMaps(maps, named, *levels, images)
 
 
-def cross_attention_sites(pipe: Pipeline, sites: str | Site | Sequence[str | Site] | None = None) -> list[Site]:
-    """Cross-attention modules of the denoiser.
-
-    Raises:
-        UnsupportedPipeline: there is none.
-        UnsupportedSite: one of ``sites`` is none.
-    """
-    if sites is None:
-        root, module = denoiser(pipe)
-        found = [Site(f"{root}.{name}") for name, m in module.named_modules() if _is_cross_attention(m)]
-        if not found:
-            raise UnsupportedPipeline(
-                f"{model_label(pipe)} has no plain cross-attention: its words meet its picture in another way."
-            )
-        return found
-    given = [sites] if isinstance(sites, str | Site) else sites
-    paths = [Site(s.path if isinstance(s, Site) else Site.parse(s).path) for s in given]
-    found = resolve_sites(pipe, paths)
-    for site in found:
-        if not _is_cross_attention(site.module(pipe)):
-            raise UnsupportedSite(f"site {site}: expected a plain cross-attention, such as a module named attn2.")
-    return found
-
-
-@contextmanager
-def reading(
-    pipe: Pipeline, sites: Sequence[Site], receive: Callable[[Site, torch.Tensor, tuple[int, int]], None]
-) -> Iterator[None]:
-    """Hand the attention maps of modules to a function at every denoiser call; hooks are always removed.
-
-    Args:
-        receive: takes the site, its map (batch, heads, queries, keys) and the grid of its queries. Runs within the
-            call; what it is given carries no gradient.
-    """
-    grid_of: dict[str, tuple[int, int]] = {}
-
-    def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = find_input("denoiser:in", args, kwargs).tensor
-        grid_of["sample"] = (int(sample.shape[-2]), int(sample.shape[-1]))
-
-    def hook(site: Site) -> Callable[..., None]:
-        def read(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            with torch.no_grad():
-                probs, _ = attention_map(attn, **call_arguments(args, kwargs))
-            receive(site, probs, query_grid(probs.shape[2], grid_of["sample"]))
-
-        return read
-
-    handles = [denoiser(pipe)[1].register_forward_pre_hook(note, with_kwargs=True)]
-    try:
-        handles += [site.module(pipe).register_forward_hook(hook(site), with_kwargs=True) for site in sites]
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def call_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an attention's call that its map depends on."""
-    call: dict[str, Any] = dict(zip(_CALL[:3], args, strict=False)) | dict(kwargs)
-    return {key: call[key] for key in _CALL if key in call}
-
-
-def query_grid(queries: int, sample: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the cells of a map, which has the proportions of the sample.
-
-    Raises:
-        UnsupportedSite: no such grid has this many cells.
-    """
-    height = round((queries * sample[0] / sample[1]) ** 0.5)
-    if height < 1 or queries % height or abs(queries / height / height - sample[1] / sample[0]) > 1e-6:
-        raise UnsupportedSite(f"attention: {queries} queries are no picture of the proportions {sample}.")
-    return height, queries // height
-
-
 def resample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(n, channels, h, w) float maps on another grid: averaged where it is coarser, else bilinear, so that maps that
     sum to one still do.
@@ -307,12 +233,3 @@ def word_maps(
             ]
         )
     return chosen.unflatten(-1, grid).float().cpu().numpy()
-
-
-def _is_cross_attention(module: torch.nn.Module) -> bool:
-    return (
-        isinstance(module, Attention)
-        and module.is_cross_attention
-        and module.add_k_proj is None
-        and module.to_k is not None
-    )

@@ -17,8 +17,8 @@ import torch
 from probe.capture.recorder import CallClock, Recorder
 from probe.capture.sites import Site, resolve_sites
 from probe.errors import InvalidRequest, UnsupportedSite
-from probe.lenses.attention_maps import query_grid
 from probe.lenses.noised import NoisedImages
+from probe.lenses.reading import query_grid
 from probe.model.pipeline import Pipeline
 
 
@@ -76,6 +76,7 @@ def diffusion_features(
 
     Example:
         >>> from probe.canvas import render_batch
+        >>> from probe.lenses import diffusion_features
         >>> from probe.model import load_pipeline
         >>> images = render_batch(range(2)).images
         >>> found = diffusion_features(load_pipeline("canvas"), images, "up_blocks.1", [2.0])

@@ -27,15 +27,9 @@ import torch
 
 from probe.capture.sites import Site
 from probe.errors import InvalidRequest
-from probe.interventions.attention import attention_map
-from probe.lenses.attention_maps import (
-    AttentionMaps,
-    call_arguments,
-    cross_attention_sites,
-    query_grid,
-    word_maps,
-)
+from probe.lenses.attention_maps import AttentionMaps, word_maps
 from probe.lenses.noised import NoisedBatch, NoisedImages
+from probe.lenses.reading import add_values, cross_attention_sites, query_grid, running_call, text_map
 from probe.lenses.words import Words, word_positions, words_of
 from probe.model.pipeline import Pipeline
 
@@ -69,6 +63,16 @@ def gradient_attention(
 
     Raises:
         InvalidRequest, UnsupportedSite, UnsupportedPipeline: as ``attention_maps``.
+
+    Example:
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import gradient_attention
+        >>> from probe.model import load_pipeline
+        >>> shown = render_batch(range(2))
+        >>> objects = [[caption.split()[2]] for caption in shown.captions]  # a COLOUR OBJECT on ...
+        >>> found = gradient_attention(load_pipeline("canvas"), shown.captions, objects, shown.images, [2.0])
+        >>> found.heat().shape
+        (2, 1, 8, 8)
     """
     named = words_of(words, prompts)
     positions = [[word_positions(pipe, p, w) for w in some] for p, some in zip(prompts, named, strict=True)]
@@ -100,18 +104,17 @@ def _slopes(
     probs: dict[Site, torch.Tensor] = {}
     zeros: dict[Site, torch.Tensor] = {}
 
-    def hook(site: Site) -> Callable[..., torch.Tensor]:
-        def lay_beside(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def hook(site: Site) -> Callable[..., Any]:
+        def lay_beside(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             with torch.no_grad():
-                probs[site], value = attention_map(attn, **call_arguments(args, kwargs))
+                probs[site], value = text_map(attn, args, kwargs, now.n_text)
             zeros[site] = torch.zeros_like(probs[site], requires_grad=True)
-            moved = (zeros[site] @ value).transpose(1, 2).flatten(2)
-            moved = torch.nn.functional.linear(moved, attn.to_out[0].weight) / attn.rescale_output_factor
-            return output + (moved.transpose(1, 2).reshape(output.shape) if output.ndim == 4 else moved)
+            return add_values(attn, output, zeros[site] @ value, now.n_text)
 
         return lay_beside
 
     with ExitStack() as stack:
+        now = stack.enter_context(running_call(pipe))
         for site in sites:
             handle = site.module(pipe).register_forward_hook(hook(site), with_kwargs=True)
             stack.callback(handle.remove)

@@ -30,13 +30,15 @@ class DenoiserCall(NamedTuple):
         sample: name of the parameter that takes the sample.
         branches: guidance branches along the batch.
         packing: how the sample's tokens lie on a map; None for a plain map.
+        time_scale: factor from the scheduler's timesteps to what the denoiser takes: 1, or 1/1000 (FLUX).
     """
 
     module: torch.nn.Module
     arguments: dict[str, Any]
     sample: str
     branches: tuple[str, ...]
-    packing: Packing | None = None
+    packing: Packing | None
+    time_scale: float
 
 
 class _BeforeFirstCall(BaseException):
@@ -55,7 +57,7 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
         guidance: above 1 for both branches.
 
     Raises:
-        UnsupportedPipeline: the denoiser is not called with a map, plain or packed, and a 'timestep'.
+        UnsupportedPipeline: the denoiser is not called with a map, plain or packed, and a 'timestep' of the scheduler.
     """
     _, module = denoiser(pipe)
     signature = inspect.signature(module.forward)
@@ -82,4 +84,16 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
             f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
             "'timestep', so it cannot be called on a sample of ours."
         )
-    return DenoiserCall(module, call, name, branch_layout(pipe, call), packing)
+    return DenoiserCall(module, call, name, branch_layout(pipe, call), packing, _time_scale(pipe, call["timestep"]))
+
+
+def _time_scale(pipe: Pipeline, given: Any) -> float:
+    t = float(given.flatten()[0]) if isinstance(given, torch.Tensor) else float(given)
+    first = float(pipe.scheduler.timesteps[0])
+    for scale in (1.0, 1e-3):
+        if abs(t - first * scale) <= 1e-3 * max(1.0, abs(t)):
+            return scale
+    raise UnsupportedPipeline(
+        f"{model_label(pipe)} calls its denoiser at time {t:g} where its scheduler says {first:g}; how the two belong "
+        "together is unknown."
+    )

@@ -42,6 +42,7 @@ class PipelineEps:
         UnsupportedPipeline: its denoiser takes no plain map, or its training schedule or prediction is unknown.
 
     Example:
+        >>> import torch
         >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> z = torch.randn(2, *model.sample_shape)
@@ -63,7 +64,7 @@ class PipelineEps:
         self.dtype = torch.float32
         self._model_dtype: torch.dtype = sample.dtype
         self._time_dtype = time.dtype if isinstance(time, torch.Tensor) else torch.float32
-        self._time_scale = _time_scale(pipe, time)
+        self._time_scale = first.time_scale
         self._grid = None if self.kind == "flow_prediction" else _grid(pipe.scheduler)
         self.log_snr_range = (
             (-30.0, 30.0) if self._grid is None else (float(self._grid[1][0]), float(self._grid[1][-1]))
@@ -167,19 +168,6 @@ def _grid(scheduler: Any) -> tuple[np.ndarray, np.ndarray, int]:
     finite = np.isfinite(values)
     times = np.flatnonzero(finite)[::-1].astype(np.float64)
     return times, values[finite][::-1].copy(), len(values) - 1
-
-
-def _time_scale(pipe: Pipeline, given: Any) -> float:
-    """Factor from the scheduler's timesteps to what the denoiser takes: 1, or 1/1000 for some."""
-    t = float(given.flatten()[0]) if isinstance(given, torch.Tensor) else float(given)
-    first = float(pipe.scheduler.timesteps[0])
-    for scale in (1.0, 1e-3):
-        if abs(t - first * scale) <= 1e-3 * max(1.0, abs(t)):
-            return scale
-    raise UnsupportedPipeline(
-        f"{model_label(pipe)} calls its denoiser at time {t:g} where its scheduler says {first:g}; how the two belong "
-        "together is unknown."
-    )
 
 
 def _any_prompt(pipe: Pipeline) -> str:
