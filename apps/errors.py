@@ -20,6 +20,10 @@ class OutputExists(AppError, FileExistsError):
     """The output is there already and belongs to something else, or would be overwritten."""
 
 
+class FolderInUse(AppError, BlockingIOError):
+    """Another command works in the folder; the message names its process."""
+
+
 class InvalidOption(AppError, ValueError):
     """An option of a command is out of range, or two options do not fit together."""
 

@@ -105,7 +105,7 @@ def test_every_condition_is_drawn_once_and_told(config: ManyBench) -> None:
 
 def test_the_number_of_images_is_known_before(config: ManyBench) -> None:
     """12 recorded, 9 unedited; for each factor 5 conditions of 9 and 8 recorded again; objects choose of 2."""
-    assert n_images(config) == 12 + 9 + 2 * (5 * 9 + 8) + 2 * (2 + 2) * 2
+    assert n_images(config) == 12 + 9 + 2 * (5 * 9 + 8) + 2 * (2 + 2)
 
 
 def test_too_many_concepts_are_refused(config: ManyBench) -> None:

@@ -27,22 +27,26 @@ def add_parser(parts: Commands) -> argparse.ArgumentParser:
     )
     bench_unlearn.add_options(parser)
     parser.add_argument("--counts", type=positive, nargs="+", default=[1, 2, 4, 8], help="concepts unlearned at once")
+    parser.add_argument(
+        "--rescored",
+        type=positive,
+        default=192,
+        help="prompts that are recorded from an edited model to find the next concept's features",
+    )
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Estimate, measure, write the JSON file."""
+    """Estimate, measure, write the JSON file with a figure."""
     from apps.bench.unlearn.many import METHOD, ManyBench, bench_unlearn_many, many_table, n_images
+    from apps.bench.unlearn.many_figure import many_svg
     from apps.commands._options import new_file
-    from apps.errors import InvalidOption
     from apps.progress import Clock
 
     out = new_file(options.out, force=options.force)
-    if options.methods not in (None, [METHOD]):
-        raise InvalidOption(f"bench unlearn-many: it measures {METHOD}; leave --methods out.")
-    options.methods, options.attacks = [METHOD], []
-    bench = replace(bench_unlearn.config_of(options), attacks=(), audit=False)
-    config = ManyBench(bench, tuple(options.counts))
+    # What only bench unlearn has options for.
+    options.methods, options.attacks, options.attack_images, options.audit = [METHOD], [], 1, False
+    config = ManyBench(bench_unlearn.config_of(options), tuple(options.counts), options.rescored)
     if options.quick:
         config = replace(config, counts=(1, 2), n_rescored=64)
     print(f"{', '.join(map(str, config.counts))} of {' and '.join(config.factors)}: {n_images(config):,} images")
@@ -51,5 +55,6 @@ def run(options: argparse.Namespace) -> None:
     clock = Clock()
     measured = bench_unlearn_many(config)
     measured.write(out)
+    out.with_suffix(".svg").write_text(many_svg(measured.rows), encoding="utf-8")
     print(many_table(list(measured.rows)))
-    print(f"\n{out} ({clock})")
+    print(f"\n{out}, with .svg beside it; pictures in {config.bench.work} ({clock})")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.commands._options import Commands, add_command, add_model, add_sampling, load_model, new_file, positive
+
+if TYPE_CHECKING:
+    from probe.interventions import Intervention
 
 _EXAMPLE = """
 denoscope generate --prompt "a red star on dark background in neon style" --seeds 0 1 2 3 --out stars.png
@@ -41,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.images import labelled_grid, save_png
     from apps.progress import bar
     from apps.prompts import prompts_from
-    from probe.interventions import Recipe
+    from apps.recipes import open_recipe
     from probe.model import generate
 
     out = new_file(options.out, force=options.force)
@@ -53,7 +57,11 @@ def run(options: argparse.Namespace) -> None:
     if min(options.seeds) < 0:
         raise InvalidOption(f"generate: seeds are whole numbers from 0, got {min(options.seeds)}.")
     pipe = load_model(options)
-    interventions = Recipe.load(options.recipe, pipe).interventions if options.recipe else ()
+    interventions: tuple[Intervention, ...] = ()
+    if options.recipe:
+        interventions, changed = open_recipe(options.recipe, pipe)
+        if changed:
+            print(f"as the recipe was made: {', '.join(changed)}")
     grid = [(prompt, seed) for prompt in prompts for seed in options.seeds]
     sheets = []
     for edits in ((), interventions) if interventions else ((),):

@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
     """Edit, generate, judge, tell."""
     from apps.errors import InvalidOption
     from apps.judging import shipped_judge
+    from apps.locks import only_command
     from apps.measurement import Measurement
     from apps.progress import Clock
     from apps.runs import Run
@@ -86,7 +87,8 @@ def run(options: argparse.Namespace) -> None:
             "models with probe.unlearning.evaluate and a judge of your own."
         )
     clock = Clock()
-    rows, ratios = unlearn_targets(options, target_run, targets, pipe, judge)
+    with only_command(target_run.folder, "unlearn"):
+        rows, ratios = unlearn_targets(options, target_run, targets, pipe, judge)
     Measurement("unlearn.canvas", rows, ratios, device=options.device, config=_config(options)).write(out)
     print(scores_table(rows))
     print(f"\n{out} ({clock}); recipes in {target_run.folder / 'recipes'}")

@@ -184,14 +184,13 @@ def baseline_images(
     grid: PromptGrid,
     sampling: Sampling,
     *,
-    name: str = "baseline",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """The unedited images of a grid, from the run folder if they are there under this name, uint8 (N, H, W, 3)."""
+    """The unedited images of a grid, from the run folder if they are there, uint8 (N, H, W, 3)."""
     from probe.model import fingerprint, generate
     from probe.model.fingerprint import fingerprint_hash
 
-    folder = run.new("unlearn", name)
+    folder = run.new("unlearn", "baseline")
     key = key_hash(
         {"model": fingerprint_hash(fingerprint(pipe)), "grid": grid_record(grid), "sampling": asdict(sampling)}
     )

@@ -17,6 +17,7 @@ from apps.bench.unlearn.sheet import target_sheet
 from apps.bench.unlearn.tables import frontier_rows, ratios_of, target_rows
 from apps.bench.unlearn.target import scores_of, validation_objective
 from apps.images import save_png
+from apps.locks import only_command
 from apps.measurement import Measurement, write_json
 from apps.progress import bar
 from apps.stages import Say
@@ -52,8 +53,16 @@ def bench_unlearn(config: UnlearnBench, say: Say = print, *, workers: int = 1) -
         config: what is measured.
         say: takes lines for people.
         workers: processes.
+
+    Raises:
+        FolderInUse: another command is at work in the folder.
     """
-    bench = Bench(config)
+    with only_command(config.work, "bench unlearn"):
+        return _bench_unlearn(Bench(config), say, workers)
+
+
+def _bench_unlearn(bench: Bench, say: Say, workers: int) -> Measurement:
+    config = bench.config
     write_json(config.work / "bench.json", {"name": "bench.unlearn", "last_config": config_record(config)})
     prepare(bench)
     say(f"{len(bench.baseline_images)} unedited images")

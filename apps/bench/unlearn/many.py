@@ -8,35 +8,39 @@ of concepts K:
                  whose activations are recorded anew
     random       the joint edit's push in random directions of equal norm: the control
 
-The setting is chosen for each K on validation images of the joint edit, and used for all three. Scores are those of
+The setting is chosen once, on validation images of the joint edit of the largest set, and used for all of them: numbers
+of concepts, and ways to edit them, then differ in nothing else. Scores are those of
 ``probe.unlearning.protocol`` with several targets: UA over the images that ask for any of them, IRA over the labels
 that are left, CRA over the other factor. Finished conditions are not repeated.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apps.bench.unlearn.many_edits import SetEdits
+from apps.bench.unlearn.many_figure import many_sheet
 from apps.bench.unlearn.prepare import Bench, UnlearnBench, learn
+from apps.bench.unlearn.unedited import unedited_images
 from apps.bench.unlearn.world import dealt_rows
 from apps.errors import InvalidOption
+from apps.images import read_image, save_png
+from apps.locks import only_command
 from apps.measurement import Measurement
 from apps.progress import bar, percent, table
-from apps.stages import Say, Stages, key_hash
+from apps.stages import Say, Stages
 from apps.unlearning import edits as unlearning
-from apps.unlearning.config import TEXT
 from apps.unlearning.methods import Edits, method
 
 if TYPE_CHECKING:
     from apps.unlearning.config import Features
-    from probe.unlearning import ConceptScores, PromptGrid, UnlearnScores
-    from sae import Dictionary
+    from probe.unlearning import PromptGrid, UnlearnScores
 
 MODES = ("joint", "sequential", "random")
 METHOD = "saeuron"
@@ -83,34 +87,47 @@ def bench_unlearn_many(config: ManyBench, say: Say = print) -> Measurement:
     Raises:
         InvalidOption: a factor has too few labels to leave one.
     """
-    many = _Many(config, Bench(config.bench), say)
+    many, most = _Many(config, Bench(config.bench), say), config.counts[-1]
     for factor in config.factors:
-        world, most = many.bench.world, config.counts[-1]
+        world = many.bench.world
         if most > len(world.labels[factor]) or most >= len(world.test.targets(factor)):
             raise InvalidOption(f"bench unlearn-many: {most} {factor}s of a world leave no other.")
-    learn(many.bench)
-    rows, ratios = [], {}
+    with only_command(config.bench.work, "bench unlearn-many"):
+        learn(many.bench)
+        rows, ratios = _measured(many)
+        for factor in config.factors:
+            save_png(config.bench.work / f"many-{factor}.png", many.sheet(factor))
+    return Measurement("bench.unlearn_many", rows, ratios, config.bench.place.device, config.record())
+
+
+def _measured(many: _Many) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    """(rows, ratios) of all conditions."""
+    config = many.config
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float | None] = {}
     for factor in config.factors:
         for count in config.counts:
             labels = many.order(factor)[:count]
             for mode in ("no_edit", *MODES):
                 scores = many.scores(mode, factor, labels)
-                about = {"mode": mode, "count": count, "setting": many.setting(factor, labels).name}
+                about = {"mode": mode, "count": count, "setting": many.setting(factor).name}
                 row = about | scores.row() | {"mean": float(np.mean([scores[m].value for m in ("ua", "ira", "cra")]))}
                 rows.append(row)
                 ratios |= {f"{factor}_{mode}_{count}_{m}": row[m] for m in ("ua", "ira", "cra", "artifacts", "mean")}
-    return Measurement("bench.unlearn_many", rows, ratios, config.bench.place.device, config.record())
+    return rows, ratios
 
 
 def n_images(config: ManyBench) -> int:
     """Images of a whole run, recordings included."""
     world = Bench(config.bench).world
     test = len(dealt_rows(world.test, config.bench.retain_seeds))
-    tried = [len(config.bench.settings(method(METHOD), f, world.labels[f][0])) for f in config.factors]
     conditions = len(config.counts) * len(MODES) - (1 if config.counts[0] == 1 else 0)
-    each = conditions * test + (config.counts[-1] - 1) * config.n_rescored
-    choose = sum(n * sum(config.bench.validation) * len(config.counts) for n in tried if n > 1)
-    return config.bench.n_recorded + test + len(config.factors) * each + choose
+    found = config.bench.n_recorded + test
+    for factor in config.factors:
+        n_settings = len(config.bench.settings(method(METHOD), factor, world.labels[factor][0]))
+        found += conditions * test + (config.counts[-1] - 1) * config.n_rescored
+        found += n_settings * sum(config.bench.validation) if n_settings > 1 else 0
+    return found
 
 
 @dataclass
@@ -124,8 +141,8 @@ class _Many:
         self.test: PromptGrid = world.test.select(dealt_rows(world.test, self.config.bench.retain_seeds))
         n = len(self.config.counts) * (1 + len(MODES)) * len(self.config.factors)
         self.stages = Stages(self.bench.run, self.say, n)
-        self._settings: dict[tuple[str, ...], Features] = {}
-        self._sequences: dict[tuple[str, str], list[Edits]] = {}
+        self.sets = SetEdits(self.bench, self.config.n_rescored)
+        self._settings: dict[str, Features] = {}
 
     def order(self, factor: str) -> list[str]:
         """The concepts in the order in which they are unlearned."""
@@ -137,19 +154,18 @@ class _Many:
         """The unedited images of the test prompts."""
         b = self.bench
         with bar("unedited") as progress:
-            return unlearning.baseline_images(
-                b.run, b.pipe, self.test, b.world.sampling, name="many-baseline", progress=progress
-            )
+            return unedited_images(b.run, b.pipe, b.model_hash, self.test, b.world.sampling, progress=progress)
 
-    def setting(self, factor: str, labels: Sequence[str]) -> Features:
-        """The setting that is best on validation images of the joint edit."""
-        if (factor, *labels) not in self._settings:
-            self._settings[factor, *labels] = self._chosen(factor, labels)
-        return self._settings[factor, *labels]
+    def setting(self, factor: str) -> Features:
+        """The setting that is best on validation images of the joint edit of the largest set."""
+        if factor not in self._settings:
+            self._settings[factor] = self._chosen(factor)
+        return self._settings[factor]
 
-    def _chosen(self, factor: str, labels: Sequence[str]) -> Features:
+    def _chosen(self, factor: str) -> Features:
         from probe.unlearning import Predictions, balanced, score
 
+        labels = self.order(factor)[: self.config.counts[-1]]
         settings = self.bench.config.settings(method(METHOD), factor, labels[0])
         by_name = {setting.name: setting for setting in settings}
         grid = self.validation(factor, labels)
@@ -160,7 +176,7 @@ class _Many:
             found = {}
             with bar(f"choose a setting for {len(labels)}") as progress:
                 for number, (name, setting) in enumerate(by_name.items()):
-                    edits = self.joint(factor, labels, setting)
+                    edits = self.sets.joint(factor, labels, setting)
                     judged = Predictions.of(self.bench.world.judge(self._draw(grid, edits)), unlearning.DOMAINS)
                     scores = score(
                         factor, labels, grid.labels, judged, cross=_other(factor), prompts=grid.prompts,
@@ -202,16 +218,20 @@ class _Many:
         from probe.unlearning import Predictions, score
         from probe.unlearning.evaluate import pixel_change
 
-        mode = "joint" if mode == "sequential" and len(labels) == 1 else mode
+        mode = self.done_as(mode, len(labels))
         key = self._key(factor, labels) | {"mode": mode, "test": unlearning.grid_record(self.test)}
         if mode != "no_edit":
-            key["setting"] = asdict(self.setting(factor, labels))
+            key["setting"] = asdict(self.setting(factor))
         if mode == "sequential":
             key["n_rescored"] = self.config.n_rescored
+
+        shown = self.shown(mode, factor, len(labels))
 
         def work() -> dict[str, Any]:
             before = self.before
             images = before if mode == "no_edit" else self._draw(self.test, self.edits(mode, factor, labels))
+            for i, path in shown.items():
+                save_png(path, images[i])
             judged = Predictions.of(self.bench.world.judge(images), unlearning.DOMAINS)
             return {
                 "judged": {name: list(values) for name, values in judged.labels.items()},
@@ -220,7 +240,8 @@ class _Many:
             }
 
         name = f"many-{mode}-{factor}-{len(labels)}"
-        record = self.stages.do(name, f"{mode}: {len(labels)} {factor}s", key, work)
+        title = f"{mode}: {len(labels)} {factor}s"
+        record = self.stages.do(name, title, key, work, outputs=list(shown.values()))
         return score(
             factor,
             labels,
@@ -233,91 +254,44 @@ class _Many:
             n_boot=self.config.bench.n_boot,
         )
 
+    def shown(self, mode: str, factor: str, count: int) -> dict[int, Path]:
+        """Test rows whose images of a condition are kept, and where.
+
+        One for every label, in the order in which they are unlearned, spread over the other factor.
+        """
+        test, folder = self.test, self.folder(mode, factor, count)
+        rows = [[i for i, label in enumerate(test.labels[factor]) if label == one] for one in self.order(factor)]
+        return {i: folder / f"{i:06d}.png" for i in (own[n % len(own)] for n, own in enumerate(rows))}
+
+    def folder(self, mode: str, factor: str, count: int) -> Path:
+        """Where the shown images of a condition lie."""
+        return self.bench.run.new("unlearn", f"many-{self.done_as(mode, count)}-{factor}-{count}")
+
+    @staticmethod
+    def done_as(mode: str, count: int) -> str:
+        """The way that a condition is done: one concept after none is that concept alone."""
+        return "joint" if mode == "sequential" and count == 1 else mode
+
+    def sheet(self, factor: str) -> np.ndarray:
+        """The shown images of the largest set, and of the smallest."""
+        counts = self.config.counts
+        conditions = {"no edit": ("no_edit", counts[-1]), f"joint, {counts[0]}": ("joint", counts[0])}
+        conditions |= {f"{mode}, {counts[-1]}": (mode, counts[-1]) for mode in MODES}
+        images = {
+            name: [read_image(path) for path in self.shown(mode, factor, count).values()]
+            for name, (mode, count) in conditions.items()
+        }
+        return many_sheet(factor, self.order(factor), counts[-1], images)
+
     def edits(self, mode: str, factor: str, labels: Sequence[str]) -> Edits:
         """The edit of a condition."""
         from probe.unlearning import random_controls
 
-        setting = self.setting(factor, labels)
+        setting = self.setting(factor)
         if mode == "sequential":
-            return self.sequence(factor, labels, setting)
-        joint = self.joint(factor, labels, setting)
+            return self.sets.sequence(factor, labels, setting)
+        joint = self.sets.joint(factor, labels, setting)
         return random_controls(joint) if mode == "random" else joint
-
-    def joint(self, factor: str, labels: Sequence[str], setting: Features) -> Edits:
-        """The features of all concepts in one edit at each site."""
-        return self._edit(setting, labels, {used: self.bench.learned.scores(used, factor) for used in setting.uses})
-
-    def sequence(self, factor: str, labels: Sequence[str], setting: Features) -> Edits:
-        """Edit after edit; what was found for a smaller set with the same setting is kept."""
-        found = self._sequences.setdefault((factor, setting.name), [])
-        for number in range(len(found), len(labels)):
-            done = sum(found, ())
-            scores = self.rescored(factor, labels[:number], setting, done)
-            found.append(self._edit(setting, [labels[number]], scores))
-        return sum(found[: len(labels)], ())
-
-    def rescored(self, factor: str, done: Sequence[str], setting: Features, edits: Edits) -> dict[str, ConceptScores]:
-        """Concept scores of the model with edits in place; the unedited model's where there are none.
-
-        Features of the text encoder keep their scores: captions are what they were.
-        """
-        from probe.capture import CapturePlan, collect
-        from probe.interventions import intervene
-        from sae import ConceptScores, score_concepts
-
-        learned, run, world = self.bench.learned, self.bench.run, self.bench.world
-        if not edits:
-            return {used: learned.scores(used, factor) for used in setting.uses}
-        key = {
-            "model": self.bench.model_hash,
-            "done": list(done),
-            "setting": asdict(setting),
-            "dictionaries": {used: self.bench.weights_hash(used) for used in setting.uses},
-            "store": learned.recorded.hashes,
-            "n": self.config.n_rescored,
-        }
-        folder = run.folder / "many" / f"{factor}-{len(done)}-{key_hash(key)[:12]}"
-        dictionaries: dict[str, Dictionary] = {used: learned.dictionary(used) for used in setting.uses}
-        seen = {used: d for used, d in dictionaries.items() if d.config.site not in TEXT.values()}
-        if not all((folder / used / factor / "scores.json").is_file() for used in seen):
-            prompts = world.recorded.first(self.config.n_rescored)
-            plan = CapturePlan.for_pipeline(
-                self.bench.pipe,
-                list(dict.fromkeys(dictionary.config.site for dictionary in seen.values())),
-                prompts.prompts,
-                labels=prompts.labels,
-                steps=world.sampling.steps,
-                guidance=world.sampling.guidance,
-                batch_size=world.sampling.batch_size,
-                images=False,
-            )
-            with bar(f"record after {len(done)}") as progress, intervene(self.bench.pipe, edits):
-                store = collect(self.bench.pipe, plan, folder / "store", progress=progress)
-            for used, dictionary in seen.items():
-                for scored, scores in score_concepts(dictionary, store, [factor]).items():
-                    scores.save(folder / used / scored)
-            shutil.rmtree(folder / "store")  # large, and of no further use
-        return {
-            used: ConceptScores.load(folder / used / factor) if used in seen else learned.scores(used, factor)
-            for used in setting.uses
-        }
-
-    def _edit(self, setting: Features, labels: Sequence[str], scores: dict[str, ConceptScores]) -> Edits:
-        from probe.unlearning import saeuron
-
-        learned = self.bench.learned
-        edits: Edits = ()
-        for used in setting.uses:
-            dictionary = learned.dictionary(used)
-            edits += saeuron(
-                scores[used],
-                list(labels),
-                dictionary=dictionary,
-                site=dictionary.config.site,
-                setting=setting.setting,
-                timesteps=None if dictionary.config.site in TEXT.values() else learned.timesteps,
-            )
-        return edits
 
     def _draw(self, grid: PromptGrid, edits: Edits) -> np.ndarray:
         from probe.model import generate
@@ -326,7 +300,8 @@ class _Many:
         return generate(self.bench.pipe, grid.prompts, grid.seeds, interventions=edits, **sampling)
 
     def _key(self, factor: str, labels: Sequence[str]) -> dict[str, Any]:
-        names = self.bench.config.dictionary_names()
+        settings = self.bench.config.settings(method(METHOD), factor, labels[0])
+        names = dict.fromkeys(used for setting in settings for used in setting.uses)  # of this factor alone
         return {
             "model": self.bench.model_hash,
             "factor": factor,

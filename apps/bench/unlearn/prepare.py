@@ -2,7 +2,7 @@
 the unedited model's images.
 
 A work folder is a run: ``store/``, ``sae/NAME-HASH/`` with the concept scores in ``scores/NAME-HASH/FACTOR/``,
-``unlearn/baseline``, ``recipes/METHOD-FACTOR-LABEL/``, and a record of each finished stage in ``stages/``.
+``unlearn/unedited``, ``recipes/METHOD-FACTOR-LABEL/``, and a record of each finished stage in ``stages/``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apps.bench.unlearn.unedited import unedited_images
 from apps.bench.unlearn.world import Compared, World, compared_rows, rows_for
-from apps.errors import InvalidOption
+from apps.errors import InvalidOption, UnknownName
 from apps.progress import bar
 from apps.runs import Run
 from apps.stages import file_hash
@@ -24,6 +25,7 @@ from apps.unlearning import edits as unlearning
 from apps.unlearning.methods import KINDS, METHODS, Edits, Learned, Method, method
 from apps.unlearning.place import Place
 from apps.unlearning.text_dictionary import caption_variants, text_dictionary
+from probe.unlearning.attacks import ATTACKS
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
@@ -96,6 +98,15 @@ class UnlearnBench:
                 f"bench unlearn: random_direction is the control of the best method that edits features; add one of "
                 f"{known}."
             )
+
+        if self.place.world != "canvas" and (self.attacks or self.audit):
+            raise InvalidOption(
+                "bench unlearn: attacks and audits know the words and pictures of canvas only; leave out --attacks and "
+                f"--audit with --world {self.place.world}."
+            )
+        unknown = [name for name in self.attacks if name not in ATTACKS]
+        if unknown:
+            raise UnknownName(f"there is no attack {unknown[0]!r}; expected one of {', '.join(ATTACKS)}.")
 
     def settings(self, m: Method, factor: str, label: str) -> tuple[Any, ...]:
         """The settings of a method that are tried for a target."""
@@ -201,7 +212,7 @@ class Bench:
         """The unedited model's images of the drawn test rows, uint8 (n, H, W, 3)."""
         grid = self.world.test.select(self.drawn)
         with bar("unedited images") as progress:
-            return unlearning.baseline_images(self.run, self.pipe, grid, self.world.sampling, progress=progress)
+            return unedited_images(self.run, self.pipe, self.model_hash, grid, self.world.sampling, progress=progress)
 
     @cached_property
     def learned(self) -> Learned:
