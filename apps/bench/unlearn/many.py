@@ -6,7 +6,7 @@ of concepts K:
     joint        one SAeUron edit at each site with the features of all K, found on the unedited model
     sequential   K edits, one after another; the features of each are found on the model with those before it in place,
                  whose activations are recorded anew
-    random       the joint edit's push in random directions of equal norm: the control
+    random       the control, for the largest set: the joint edit's push in random directions of equal norm
 
 The setting is chosen once, on validation images of the joint edit of the largest set, and used for all of them: numbers
 of concepts, and ways to edit them, then differ in nothing else. Scores are those of
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from apps.unlearning.config import Features
     from probe.unlearning import PromptGrid, UnlearnScores
 
-MODES = ("joint", "sequential", "random")
+MODES = ("joint", "sequential")
+CONTROL = "random"
 METHOD = "saeuron"
 SHOWN = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "ua_clean", "change_retain")
 """Scores of the table."""
@@ -108,7 +109,7 @@ def _measured(many: _Many) -> tuple[list[dict[str, Any]], dict[str, float | None
     for factor in config.factors:
         for count in config.counts:
             labels = many.order(factor)[:count]
-            for mode in ("no_edit", *MODES):
+            for mode in ("no_edit", *MODES, *([CONTROL] if count == config.counts[-1] else [])):
                 scores = many.scores(mode, factor, labels)
                 about = {"mode": mode, "count": count, "setting": many.setting(factor).name}
                 row = about | scores.row() | {"mean": float(np.mean([scores[m].value for m in ("ua", "ira", "cra")]))}
@@ -121,7 +122,7 @@ def n_images(config: ManyBench) -> int:
     """Images of a whole run, recordings included."""
     world = Bench(config.bench).world
     test = len(dealt_rows(world.test, config.bench.retain_seeds))
-    conditions = len(config.counts) * len(MODES) - (1 if config.counts[0] == 1 else 0)
+    conditions = len(config.counts) * len(MODES) + 1 - (1 if config.counts[0] == 1 else 0)
     found = config.bench.n_recorded + test
     for factor in config.factors:
         n_settings = len(config.bench.settings(method(METHOD), factor, world.labels[factor][0]))
@@ -139,7 +140,7 @@ class _Many:
     def __post_init__(self) -> None:
         world = self.bench.world
         self.test: PromptGrid = world.test.select(dealt_rows(world.test, self.config.bench.retain_seeds))
-        n = len(self.config.counts) * (1 + len(MODES)) * len(self.config.factors)
+        n = (len(self.config.counts) * (1 + len(MODES)) + 2) * len(self.config.factors)  # and setting, and control
         self.stages = Stages(self.bench.run, self.say, n)
         self.sets = SetEdits(self.bench, self.config.n_rescored)
         self._settings: dict[str, Features] = {}
@@ -276,7 +277,7 @@ class _Many:
         """The shown images of the largest set, and of the smallest."""
         counts = self.config.counts
         conditions = {"no edit": ("no_edit", counts[-1]), f"joint, {counts[0]}": ("joint", counts[0])}
-        conditions |= {f"{mode}, {counts[-1]}": (mode, counts[-1]) for mode in MODES}
+        conditions |= {f"{mode}, {counts[-1]}": (mode, counts[-1]) for mode in (*MODES, CONTROL)}
         images = {
             name: [read_image(path) for path in self.shown(mode, factor, count).values()]
             for name, (mode, count) in conditions.items()
@@ -291,7 +292,7 @@ class _Many:
         if mode == "sequential":
             return self.sets.sequence(factor, labels, setting)
         joint = self.sets.joint(factor, labels, setting)
-        return random_controls(joint) if mode == "random" else joint
+        return random_controls(joint) if mode == CONTROL else joint
 
     def _draw(self, grid: PromptGrid, edits: Edits) -> np.ndarray:
         from probe.model import generate
