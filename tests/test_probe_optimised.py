@@ -29,6 +29,7 @@ from probe.directions.noise_clr import contrast
 from probe.directions.slider_space import at_right_angles, principal
 from probe.errors import InvalidDirection, NotFitted
 from probe.interventions import Recipe, intervene
+from probe.interventions.guide import text_embedding
 from probe.model import fingerprint, generate
 
 SEEDS = [0, 1, 2]
@@ -190,6 +191,25 @@ def test_token_sliders_move_along_what_varies(planted, orthogonal):
     if orthogonal:
         assert abs(cosine(*found.direction_.basis[0])) < 1e-5
     assert found.loss_[-10:].mean() < -0.98
+
+
+def test_adapter_sliders_move_along_what_varies(planted):
+    """The change of W moves the mean by M up (down e): the least loss has up along +-M^-1 p, whatever down is."""
+    x, _ = varied(planted)
+    found = AdapterSliders(k=2, layers=("text",), iterations=80, batch=8, lr=0.1).fit(planted.model, x, SOURCE)
+    e = text_embedding(planted.model.pipe, SOURCE).mean(0)
+    site = "unet.text:weight"
+    for i in range(2):
+        sign = torch.sign(found.adapter_.down[site][i, 0] @ e)
+        best = torch.linalg.lstsq(planted.m, found.axes_[i].float()[:, None]).solution
+        assert cosine(sign * found.adapter_.up[site][i], best) > 0.99
+        assert cosine(planted.m @ found.adapter_.change(site, i) @ e, found.axes_[i]) > 0.998
+    assert found.loss_[-10:].mean() < -0.998
+    edits = found.adapter_.interventions(1)
+    drawn = [self_generated(planted.model, [SOURCE], [0], steps=3, guidance=1.0)]
+    with intervene(planted.model.pipe, edits):
+        drawn.append(self_generated(planted.model, [SOURCE], [0], steps=3, guidance=1.0))
+    assert cosine(drawn[1] - drawn[0], found.axes_[1]) > 0.998  # in generations too
 
 
 def test_adapters_are_saved_with_recipes_and_have_controls(tmp_path):

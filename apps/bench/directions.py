@@ -4,12 +4,12 @@ Renders with known factors are brought to a few noise levels; the rows of one si
 store. Every finder is asked for four concepts, one value of each factor, and is measured in two ways. *Reading*: the
 area under the ROC curve of the projection in the test rows, where the vectors are rows of the site. *Writing*: prompts
 without the concept are drawn with the finder's edit, and the judge says how far the concept's probability rose and what
-else changed. How candidates are chosen and scored: ``bench_directions_scores``; the finders:
-``bench_directions_entrants``.
+else changed. How candidates are chosen and scored: ``directions_scores``; the finders: ``directions_entrants``.
 
 False discoveries: finders on labelled rows are fitted to shuffled labels, the others choose among their vectors by
 shuffled labels; a concept is found if its AUC in the test rows, shuffled alike, passes a one-sided Mann-Whitney test at
-5 %. Cost: rows that pass through the denoiser while a finder is fitted, and CPU seconds.
+5 %. Cost of a fit: rows that pass through the denoiser, rows that pass back through it (of finders on
+a Jacobian, products with it), and CPU seconds.
 
 One stage a finder; what is done in the work folder is not done again.
 """
@@ -17,17 +17,17 @@ One stage a finder; what is done in the work folder is not done again.
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.bench.directions_entrants import Concept, Entrant, Found, World, entrants
+from apps.bench.directions_entrants import entrants
 from apps.bench.directions_scores import Outcome, Readings, Row, best_reader, effect_row, reading_row
+from apps.bench.directions_world import Concept, Entrant, Found, World
+from apps.directions.cost import counted
 from apps.errors import InvalidOption
 from apps.measurement import Measurement
 from apps.progress import bar, table
@@ -37,6 +37,7 @@ from apps.stages import Say, Stages
 if TYPE_CHECKING:
     from activations_store import ActivationStore
     from probe.canvas import Judge
+    from probe.interventions import Intervention
     from probe.model.pipeline import Pipeline
 
 CONCEPTS: tuple[Concept, ...] = (("object", "star"), ("style", "mosaic"), ("colour", "red"), ("background", "dark"))
@@ -71,7 +72,10 @@ class DirectionsConfig:
 
 QUICK = DirectionsConfig(
     train=160, test=120, prompts=4, k=2, strengths=(1.0,), iterations=4, shuffles=1,
-    finders=("mean difference", "PCA", "concept vector", "prompt difference", "NoiseCLR", "random, 24"),
+    finders=(
+        "mean difference", "PCA", "concept vector", "prompt difference", "NoiseCLR", "random, 24", "h Jacobian",
+        "pullback", "latent SVD",
+    ),
 )  # fmt: skip
 
 
@@ -95,10 +99,10 @@ def bench_directions(
     prompts = _prompts(config)
     samples = self_generated(model, prompts, [900 + i for i in range(len(prompts))], steps=config.steps)
     world = World(
-        model, train, site, np.sqrt((readings[0].rows ** 2).sum(2).mean(1)), config.steps, config.k, config.iterations,
-        samples, config.seed,
+        model, train, site, np.sqrt((readings[0].rows ** 2).sum(2).mean(1)), prompts, _seeds(config), config.steps,
+        config.k, config.iterations, samples, config.seed,
     )  # fmt: skip
-    drawn = _Drawing(pipe, judge, prompts, config.steps)
+    drawn = _Drawing(pipe, judge, prompts, world.seeds, config.steps)
     stages.do("plain", f"{config.prompts} images without an edit", shared, lambda: {"agreement": drawn.agreement()})
 
     def measured(entrant: Entrant) -> list[Row]:
@@ -119,7 +123,15 @@ def bench_directions(
 
 def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The table that people read: a line a finder."""
-    header = ["finder", *(f"{f}: AUC, gain" for f, _ in CONCEPTS), "other changes", "found, shuffled", "NFE", "CPU s"]
+    header = [
+        "finder",
+        *(f"{f}: AUC, gain" for f, _ in CONCEPTS),
+        "other changes",
+        "found, shuffled",
+        "forth",
+        "back",
+        "CPU s",
+    ]
     body = []
     for row in rows:
         cells = [row["finder"]]
@@ -128,7 +140,7 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:
             cells.append(f"{'-' if auc is None else f'{auc:.2f}'}, {row[f'gain_{factor}']:+.2f}")
         shuffled = row["found_shuffled"]
         cells += [f"{row['off']:.2f}", "-" if shuffled is None else f"{row['found']:.0%}, {shuffled:.0%}"]
-        body.append([*cells, f"{row['evaluations']:.0f}", f"{row['cpu_s']:.1f}"])
+        body.append([*cells, f"{row['evaluations']:.0f}", f"{row['gradients']:.0f}", f"{row['cpu_s']:.1f}"])
     return table(header, body)
 
 
@@ -144,22 +156,23 @@ def _measure(
     train, test = readings
     strengths = entrant.strengths or config.strengths
     row: Row = {"finder": entrant.name, "chosen": entrant.kind, "strengths": ", ".join(f"{s:g}" for s in strengths)}
-    cost = _Cost(world.model.pipe)
     found: dict[Concept, Found] = {}
-    with cost.counted():
+    with counted(world.model.pipe) as cost:
         for concept in CONCEPTS:
             if entrant.kind == "named" or not found:
                 found[concept] = entrant.find(world, concept if entrant.kind == "named" else None)
             else:
                 found[concept] = next(iter(found.values()))
     row |= {"site": _site_of(next(iter(found.values()))), "vectors": found[CONCEPTS[0]].k}
-    row |= {"evaluations": cost.evaluations, "cpu_s": cost.seconds}
+    products = [f.products for f in {id(f): f for f in found.values()}.values() if f.products is not None]
+    row |= {"evaluations": cost.evaluations, "gradients": sum(products) if products else cost.gradients}
+    row |= {"cpu_s": cost.cpu_s}
     chosen = {concept: _candidates(entrant, found[concept], train, world, concept) for concept in CONCEPTS}
     edits = {(id(found[c]), component, sign * s) for c in CONCEPTS for component, sign in chosen[c] for s in strengths}
     outcomes: dict[tuple[int, int, float], Outcome] = {}
     by_id = {id(f): f for f in found.values()}
     for i, (which, component, strength) in enumerate(sorted(edits)):
-        outcomes[which, component, strength] = drawn.outcome(by_id[which].edit(component, strength))
+        outcomes[which, component, strength] = drawn.outcome([edit(component, strength) for edit in by_id[which].edits])
         progress(i + 1, len(edits))
     chosen_on = np.arange(config.prompts) % 2 == 0
     gains, offs, true, shuffled = [], [], [], []
@@ -245,42 +258,26 @@ class _Relabelled:
         return self._labels[factor]
 
 
-class _Cost:
-    """Rows that pass through the denoiser, and CPU seconds, while the block is open."""
-
-    def __init__(self, pipe: Pipeline) -> None:
-        self._pipe, self.evaluations, self.seconds = pipe, 0, 0.0
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        from probe.model.steps import denoiser
-
-        def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.evaluations += len(args[0] if args else kwargs["sample"])
-
-        handle = denoiser(self._pipe)[1].register_forward_pre_hook(count, with_kwargs=True)
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            handle.remove()
-            self.seconds += time.process_time() - start
-
-
 class _Drawing:
     """Draws the prompts with an edit and asks the judge."""
 
-    def __init__(self, pipe: Pipeline, judge: Judge, prompts: Sequence[str], steps: int) -> None:
-        self._pipe, self._judge, self._prompts, self._steps = pipe, judge, list(prompts), steps
-        self.plain = self.outcome(())
+    def __init__(self, pipe: Pipeline, judge: Judge, prompts: Sequence[str], seeds: range, steps: int) -> None:
+        self._pipe, self._judge, self._prompts, self._seeds, self._steps = pipe, judge, list(prompts), seeds, steps
+        self.plain = self.outcome([()])
 
-    def outcome(self, edits: Sequence[Any]) -> Outcome:
-        """What the judge sees."""
+    def outcome(self, edits: Sequence[Sequence[Intervention]]) -> Outcome:
+        """What the judge sees under one edit for all prompts, or an edit for each."""
         from probe.model import generate
 
-        seeds = range(7_000_000, 7_000_000 + len(self._prompts))
-        images = generate(self._pipe, self._prompts, seeds, steps=self._steps, interventions=edits)
-        return Outcome.of(self._judge(images), CONCEPTS)
+        n = len(self._prompts) // len(edits)
+        images = [
+            generate(
+                self._pipe, self._prompts[i * n : (i + 1) * n], self._seeds[i * n : (i + 1) * n], steps=self._steps,
+                interventions=edit,
+            )
+            for i, edit in enumerate(edits)
+        ]  # fmt: skip
+        return Outcome.of(self._judge(np.concatenate(images)), CONCEPTS)
 
     def agreement(self) -> dict[str, float]:
         """Share of the prompts whose factor the judge sees in the images without an edit."""
@@ -298,6 +295,10 @@ def _prompts(config: DirectionsConfig) -> tuple[str, ...]:
 
     within = {factor: [v for v in FACTORS[factor] if v != value] for factor, value in CONCEPTS}
     return balanced(config.prompts, seed=config.seed + 3, within=within).prompts
+
+
+def _seeds(config: DirectionsConfig) -> range:
+    return range(7_000_000, 7_000_000 + config.prompts)
 
 
 def _collect(pipe: Pipeline, config: DirectionsConfig, work: Path) -> Row:
@@ -357,7 +358,7 @@ def _vectors(found: Found, world: World) -> np.ndarray:
 
 
 def _site_of(found: Found) -> str:
-    items = found.edit(0, 1.0)
+    items = found.edits[0](0, 1.0)
     return site_name(str(items[0].site)) if len(items) == 1 else f"{len(items)} weights"
 
 
@@ -373,7 +374,7 @@ def _ratios(rows: list[Row]) -> dict[str, float | None]:
         read = [row[f"auc_{factor}"] for row in rows if row[f"auc_{factor}"] is not None]
         ratios[f"best_auc_{factor}"] = max(read) if read else None
         ratios[f"best_gain_{factor}"] = max(row[f"gain_{factor}"] for row in rows)
-    for name in ("random, 24", "random in the prompt"):
+    for name in ("random, 24", "random in the prompt", "random maps", "random in the state"):
         if name in by_name:
             ratios[f"gain_{_file_name(name)}"] = by_name[name]["gain"]
     shuffled = [row["found_shuffled"] for row in rows if row["found_shuffled"] is not None]

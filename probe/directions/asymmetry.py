@@ -37,10 +37,13 @@ class Asymmetry(Fitted):
     probes); ``log_snr_`` (n,).
 
     Example:
+        >>> from probe.directions import Asymmetry, trajectory
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
-        >>> found = Asymmetry(probes=4).fit(model, points[3:5])
-        >>> found.asymmetry_, found.asymmetry_se_
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
+        >>> found = Asymmetry(probes=4).fit(model, points[2:4])
+        >>> found.asymmetry_.shape, found.asymmetry_se_.shape
+        ((2,), (2,))
     """
 
     probes: int = 16

@@ -50,11 +50,13 @@ class Asyrp(OptimisedFinder):
     length. Use ``edit``, which injects it as it was trained.
 
     Example:
+        >>> from probe.directions import Asyrp, PromptContrast
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> prompts = ["a blue cup on white background in flat style"] * 2
+        >>> prompts = ["a blue cup on white background in flat style"]
         >>> objective = PromptContrast(model, "a red cup in flat style", "a blue cup in flat style")
-        >>> found = Asyrp(objective=objective, iterations=2, batch=2).fit(model, prompts)
-        >>> images = generate(model.pipe, prompts, [0, 1], interventions=[found.edit(strength=1.0)])
+        >>> found = Asyrp(objective=objective, iterations=1, batch=1).fit(model, prompts)
+        >>> images = generate(model.pipe, prompts, [0], interventions=[found.edit(strength=1.0)])
     """
 
     objective: Objective

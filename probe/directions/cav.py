@@ -54,9 +54,13 @@ class CAV(ContrastFinder):
     (n, repeats, width) unit vectors; ``accuracy_`` and ``random_accuracy_`` (n, repeats) on held-out samples, of which
     half has the concept; ``p_value_`` (n,).
 
-    Example:
-        >>> found = CAV(site="unet.mid_block:out", factor="object", positive="star", repeats=20).fit(store)
-        >>> found.accuracy_.mean(1), found.p_value_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import CAV
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> found = CAV(site="unet.mid_block:out", factor="background", positive="dark", repeats=5).fit(store)
+        >>> found.accuracy_.mean(1).shape, found.p_value_.shape
+        ((2,), (2,))
     """
 
     repeats: int = 20

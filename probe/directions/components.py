@@ -86,8 +86,12 @@ class ComponentFinder(StoreFinder):
 class ICA(ComponentFinder):
     """Independent components. Needs a store; signs are those that make the skewness of each source positive.
 
-    Example:
-        >>> ICA(site="unet.mid_block:out", view="tokens", n_components=8).fit(store).direction_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import ICA
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> ICA(site="unet.mid_block:out", view="tokens", n_components=8, max_rows=1000).fit(store).direction_.k
+        8
     """
 
     def _solve(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,8 +107,12 @@ class ICA(ComponentFinder):
 class NMF(ComponentFinder):
     """Non-negative parts of sign-split rows. Needs a store.
 
-    Example:
-        >>> NMF(site="unet.mid_block:out", view="tokens", n_components=8).fit(store).direction_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import NMF
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> NMF(site="unet.mid_block:out", view="tokens", n_components=8, max_rows=1000).fit(store).direction_.k
+        8
     """
 
     def _solve(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

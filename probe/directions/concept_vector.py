@@ -38,12 +38,14 @@ class ConceptVector(OptimisedFinder):
     as it was learned.
 
     Example:
+        >>> from probe.directions import ConceptVector, self_generated
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> x = self_generated(model, ["a red star on dark background in flat style"] * 8, range(8))
-        >>> finder = ConceptVector(site="up_blocks.1", iterations=20, batch=4)
+        >>> x = self_generated(model, ["a red star on dark background in flat style"] * 3, range(3))
+        >>> finder = ConceptVector(site="up_blocks.1", iterations=3, batch=2)
         >>> found = finder.fit(model, x, "a red star in flat style")
         >>> edit = found.direction_.intervention(strength=1.0, branch="cond")
-        >>> images = generate(model.pipe, ["a blue cup in flat style"], [0], interventions=[edit])
+        >>> images = generate(model.pipe, ["a blue cup in flat style"], [0], steps=5, interventions=[edit])
     """
 
     site: str = "mid_block"

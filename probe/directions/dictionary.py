@@ -28,8 +28,14 @@ class DictionaryColumns(StoreFinder):
         dictionary: with ``W_dec`` (d_sae, d).
         features: numbers of the features.
 
-    Example:
-        >>> found = DictionaryColumns(site=site, dictionary=sae, features=[53]).fit(store)
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import DictionaryColumns
+        >>> from sae import TrainConfig, load_sae, train
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> site = "unet.mid_block:out"
+        >>> result = train(store, TrainConfig(site=site, expansion=2, k=8, epochs=1), "runs/x/sae")
+        >>> found = DictionaryColumns(site=site, dictionary=load_sae("runs/x/sae"), features=[53]).fit(store)
         >>> edit = found.direction_.intervention(0, strength=4.0)
     """
 

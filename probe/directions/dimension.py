@@ -70,10 +70,14 @@ class ScoreRank(_Dimension):
     (n, D).
 
     Example:
+        >>> import torch
+        >>> from probe.directions import ScoreRank
+        >>> from probe.model.analytic import Sphere
         >>> model = Sphere(torch.eye(40)[:, :6], radius=2.0)  # 5 dimensions; a network takes 4 x its numbers of passes
         >>> x = model.sample(1, torch.Generator().manual_seed(0))
         >>> found = ScoreRank(noise=(0.01, 0.1)).fit(model, x)
         >>> found.dimension_[~found.failed_]
+        array([5, 5])
     """
 
     draws: int = 4
@@ -123,10 +127,13 @@ class TraceDimension(_Dimension):
     D - sigma tr(d eps / d z) alone.
 
     Example:
+        >>> from probe.directions import TraceDimension, self_generated
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> x = self_generated(model, ["a red star in flat style"], [0])
         >>> found = TraceDimension(noise=(0.3,), probes=10).fit(model, x, "a red star in flat style")
-        >>> found.dimension_, found.dimension_se_
+        >>> found.dimension_.shape, found.dimension_se_.shape
+        ((1,), (1,))
     """
 
     probes: int = 20

@@ -312,7 +312,7 @@ def random_direction(like: Direction, seed: int) -> Direction:
     noise = torch.randn(like.basis.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     flat = noise.flatten(2)
     flat = flat / flat.norm(dim=-1, keepdim=True) * like.flat.norm(dim=-1, keepdim=True)
-    about = {"finder": "random", "seed": seed, "like": like.hash}
+    about = {"finder": "random", "seed": seed, "like": like.hash, "model": like.provenance.get("model")}
     return replace(like, basis=flat.reshape(like.basis.shape).to(like.basis.dtype), provenance=about)
 
 

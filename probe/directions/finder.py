@@ -61,7 +61,13 @@ class StoreFinder(Fitted, ABC):
             torch.from_numpy(scale),
             timesteps=rows.timesteps,
             frame=frame,
-            provenance={"finder": type(self).__name__, "parameters": self._parameters(), "rows": rows.record()} | about,
+            provenance={
+                "finder": type(self).__name__,
+                "parameters": self._parameters(),
+                "model": rows.store.fingerprint,
+                "rows": rows.record(),
+            }
+            | about,
         )
 
     def _parameters(self) -> dict[str, Any]:

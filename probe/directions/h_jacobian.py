@@ -40,9 +40,11 @@ class HJacobian(OperatorFinder):
     each point.
 
     Example:
+        >>> from probe.directions import HJacobian, trajectory
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
-        >>> found = HJacobian(site="mid_block", k=2).fit(model, points[4:5])
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
+        >>> found = HJacobian(site="mid_block", k=2, tol=0.1).fit(model, points[2:3])
         >>> edit = found.direction_.intervention(0, strength=5.0)
     """
 
@@ -59,6 +61,7 @@ class HJacobian(OperatorFinder):
         """
         self._check(points)
         found: list[Singular] = []
+        products = 0
         vectors, scale = [], []
         for point in points:
             op = jacobian(model, point, self.site, self.target, batch=self.batch)
@@ -66,8 +69,9 @@ class HJacobian(OperatorFinder):
             result = top_singular(Restricted(op, out_mask=mask), self.k, **self._options())
             found.append(result)
             vectors.append(to_rows(self.site, result.v.unflatten(1, op.in_shape)))
+            products += op.products
             scale.append(site_value(model, point, self.site).cpu().double().std().expand(self.k))
-        self._keep(found)
+        self._keep(found, products)
         self.direction_ = Direction(
             full_name(model, self.site),
             torch.stack(vectors).float(),

@@ -29,6 +29,9 @@ class Jacobian:
         x: (1, *in_shape), the point.
         batch: directions at a time.
 
+    Attributes:
+        products: J v and J^T u made so far, each one or two backward passes of a row.
+
     Raises:
         InvalidDirection: x is no single point, or the output does not depend on it.
     """
@@ -36,7 +39,7 @@ class Jacobian:
     def __init__(self, f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, batch: int = 8) -> None:
         if len(x) != 1 or batch < 1:
             raise InvalidDirection(f"Jacobian: a point (1, ...) and batch >= 1; got {tuple(x.shape)}, batch={batch}.")
-        self._batch, self.dtype, self.device = batch, x.dtype, x.device
+        self._batch, self.dtype, self.device, self.products = batch, x.dtype, x.device, 0
         self._x = x.detach().repeat(batch, *(1,) * (x.ndim - 1)).requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._y = f(self._x)
@@ -70,6 +73,7 @@ class Jacobian:
     def _products(self, rows: torch.Tensor, output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
         if rows.ndim != 2 or rows.shape[1] != output[0].numel():
             raise InvalidDirection(f"Jacobian: vectors {tuple(rows.shape)}; expected (k, {output[0].numel()}).")
+        self.products += len(rows)
         found = []
         for part in rows.split(self._batch):
             full = torch.zeros_like(output)

@@ -44,9 +44,12 @@ class LatentSVD(Fitted):
     After ``fit``: ``singular_values_`` (steps, channels, min(height, width)), means over samples; ``overlap_`` (steps,
     steps), 1 on the diagonal; ``timesteps_``.
 
-    Example:
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import LatentSVD
+        >>> store = ActivationStore.open("runs/x/store")
         >>> svd = LatentSVD(rank=4).fit(store)
-        >>> edit = svd.write(store, source=0, target=1, step=3, rank=4).intervention(unit="raw")
+        >>> edit = svd.write(store, source=0, target=1, step=1, rank=4).intervention(unit="raw")
     """
 
     site: str = "unet:in"
@@ -110,7 +113,8 @@ class LatentSVD(Fitted):
             u, s, vt = np.linalg.svd(self._maps(store, sample)[step], full_matrices=False)
             parts.append((u[..., :rank] * s[:, None, :rank]) @ vt[:, :rank])
         change = torch.from_numpy(parts[1] - parts[0]).flatten(1).T  # (tokens, channels)
-        about = {"finder": "LatentSVD", "source": source, "target": target, "rank": rank, "rows": rows.record()}
+        about = {"finder": "LatentSVD", "source": source, "target": target, "rank": rank}
+        about |= {"model": store.fingerprint, "rows": rows.record()}
         return Direction(
             X_T,
             change[None, None],

@@ -25,9 +25,13 @@ class LDA(ContrastFinder):
         shrinkage: g, from 0 (none) to 1 (the difference of means).
         max_side: largest width.
 
-    Example:
-        >>> found = LDA(site="unet.mid_block:out", factor="style", positive="mosaic").fit(store)
-        >>> found.auc_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import LDA
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> found = LDA(site="unet.mid_block:out", factor="background", positive="dark").fit(store)
+        >>> found.auc_.shape
+        (2,)
     """
 
     shrinkage: float = 0.01

@@ -35,9 +35,13 @@ class LogisticProbe(ContrastFinder):
 
     After ``fit``: as ``ContrastFinder``, and ``converged_``, whether the solver did so at every step.
 
-    Example:
-        >>> found = LogisticProbe(site="unet.mid_block:out", factor="object", positive="star").fit(store)
-        >>> found.auc_, found.auc_se_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import LogisticProbe
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> found = LogisticProbe(site="unet.mid_block:out", factor="background", positive="dark").fit(store)
+        >>> found.auc_.shape, found.auc_se_.shape, found.converged_
+        ((2,), (2,), True)
     """
 
     C: float = 1.0
@@ -75,8 +79,13 @@ class RidgeProbe(ContrastFinder):
         penalty: as a share of the mean variance of a channel, times the number of rows.
         max_side: largest width.
 
-    Example:
-        >>> RidgeProbe(site="unet.mid_block:out", factor="colour", positive="red", negative="blue").fit(store).auc_
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import RidgeProbe
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> found = RidgeProbe(site="unet.mid_block:out", factor="background", positive="dark", negative="white")
+        >>> found.fit(store).auc_.shape
+        (2,)
     """
 
     penalty: float = 0.01

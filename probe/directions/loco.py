@@ -43,11 +43,14 @@ class LocalEdit(OperatorFinder):
     are the responses inside; ``locality_`` (n, k), response inside over response outside; ``singular_``.
 
     Example:
+        >>> import torch
+        >>> from probe.directions import LocalEdit, trajectory
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
         >>> mask = torch.zeros(16, 16)
         >>> mask[:8] = 1
-        >>> found = LocalEdit(mask=mask, k=1, null_rank=3).fit(model, points[4:5])
+        >>> found = LocalEdit(mask=mask, k=1, null_rank=2, tol=0.1).fit(model, points[2:3])
         >>> edit = found.direction_.intervention(0, strength=6.0)
     """
 
@@ -67,7 +70,7 @@ class LocalEdit(OperatorFinder):
         inside = spatial_weights(self.mask, tuple(model.sample_shape))
         if bool((inside == 0).all()) or bool((inside == 1).all()) or bool(((inside < 0) | (inside > 1)).any()):
             raise InvalidDirection("LocalEdit: the mask must lie in [0, 1] and leave something inside and outside.")
-        found, vectors, locality = [], [], []
+        found, vectors, locality, products = [], [], [], 0
         for point in points:
             op = jacobian(model, point, batch=self.batch)
             null = None
@@ -78,8 +81,9 @@ class LocalEdit(OperatorFinder):
             outside = (response * (1 - inside)).norm(dim=1)
             locality.append(((response * inside).norm(dim=1) / outside.clamp(min=1e-300)).numpy())
             found.append(result)
+            products += op.products
             vectors.append(to_rows(X_T, result.v.unflatten(1, op.in_shape)))
-        self._keep(found)
+        self._keep(found, products)
         self.locality_ = np.stack(locality)
         self.direction_ = Direction(
             X_T,

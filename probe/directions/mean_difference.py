@@ -22,8 +22,13 @@ class MeanDifference(ContrastFinder):
     After ``fit``: as ``ContrastFinder``. The vectors are the differences themselves, so that strength 1 in unit
     ``raw`` moves the mean of one class to that of the other.
 
-    Example:
-        >>> found = MeanDifference(site="unet.mid_block:out", factor="object", positive="star").fit(store)
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import MeanDifference
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> found = MeanDifference(site="unet.mid_block:out", factor="background", positive="dark").fit(store)
+        >>> found.auc_.shape  # one for each step
+        (2,)
         >>> edit = found.direction_.intervention(strength=1.0, unit="raw")
     """
 

@@ -49,11 +49,13 @@ class NoiseCLR(OptimisedFinder):
     the same vector to the prompt's embedding instead.
 
     Example:
+        >>> from probe.directions import NoiseCLR, self_generated
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> x = self_generated(model, ["a red star", "a blue cup", "a green fish", "a pink cat"], range(4))
-        >>> found = NoiseCLR(k=3, at_once=3, batch=3, iterations=10).fit(model, x)
-        >>> edit = found.guide(model, component=0, strength=3.0, steps=range(2, 8))
-        >>> images = generate(model.pipe, ["a red star"], [0], interventions=[edit])
+        >>> x = self_generated(model, ["a red star", "a blue cup", "a green fish"], range(3))
+        >>> found = NoiseCLR(k=2, at_once=2, batch=3, iterations=2).fit(model, x)
+        >>> edit = found.guide(model, component=0, strength=3.0, steps=range(1, 4))
+        >>> images = generate(model.pipe, ["a red star"], [0], steps=5, interventions=[edit])
     """
 
     k: int = 8

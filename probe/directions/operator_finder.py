@@ -28,6 +28,8 @@ class OperatorFinder(Fitted):
         k: vectors a point.
         oversample, tol, max_iter, seed: of the iteration, see ``top_singular``.
         batch: directions at a time; memory grows with it.
+
+    After ``fit``: what the finder says, and ``products_``, products with a Jacobian that were made.
     """
 
     k: int = 5
@@ -40,6 +42,7 @@ class OperatorFinder(Fitted):
     direction_: Direction = field(init=False, repr=False)
     singular_values_: np.ndarray = field(init=False, repr=False)
     singular_: list[Singular] = field(init=False, repr=False)
+    products_: int = field(init=False, repr=False)
 
     def _options(self) -> dict[str, Any]:
         return {"oversample": self.oversample, "tol": self.tol, "max_iter": self.max_iter, "seed": self.seed}
@@ -48,8 +51,9 @@ class OperatorFinder(Fitted):
         if not points:
             raise InvalidDirection(f"{type(self).__name__}: there are no points; give at least one.")
 
-    def _keep(self, found: list[Singular]) -> None:
+    def _keep(self, found: list[Singular], products: int) -> None:
         self.singular_, self.singular_values_ = found, np.stack([f.s.numpy() for f in found])
+        self.products_ = products
 
     def _timesteps(self, points: Sequence[Point]) -> tuple[int, ...] | None:
         known = [p.timestep for p in points if p.timestep is not None]

@@ -40,8 +40,13 @@ class PCA(StoreFinder):
     later steps follow), ``explained_variance_`` and ``explained_variance_ratio_`` (n, k), ``n_rows_`` (n,), with n
     steps, or 1 if joint.
 
-    Example:
-        >>> pca = PCA(site="unet.mid_block:out", view="map", n_components=5).fit(store)
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.directions import PCA
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> pca = PCA(site="unet.mid_block:out", view="tokens", n_components=5).fit(store)
+        >>> pca.explained_variance_ratio_.shape
+        (2, 5)
         >>> edit = pca.direction_.intervention(0, strength=2.0)
     """
 

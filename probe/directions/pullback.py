@@ -36,12 +36,14 @@ class Pullback(OperatorFinder):
     ``singular_``.
 
     Example:
+        >>> from probe.directions import Pullback, trajectory
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
-        >>> found = Pullback(feature="mid_block", k=3).fit(model, points[4:5])
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
+        >>> found = Pullback(feature="mid_block", k=1, tol=0.1).fit(model, points[2:3])
         >>> edit = found.direction_.intervention(0, strength=4.0)
-        >>> others = trajectory(model, "a blue cup in flat style", seed=1, steps=10)
-        >>> other = Pullback(feature="mid_block", k=5).fit(model, others[4:5])
+        >>> others = trajectory(model, "a blue cup in flat style", seed=1, steps=5)
+        >>> other = Pullback(feature="mid_block", k=3, tol=0.1).fit(model, others[2:3])
         >>> moved = other.transport(found.feature_direction_[0])
     """
 
@@ -56,14 +58,15 @@ class Pullback(OperatorFinder):
             UnknownSite, InvalidDirection: no such feature, or no points.
         """
         self._check(points)
-        found, right, left = [], [], []
+        found, right, left, products = [], [], [], 0
         for point in points:
             op = jacobian(model, point, X_T, self.feature, batch=self.batch)
             result = top_singular(op, self.k, **self._options())
             found.append(result)
+            products += op.products
             right.append(to_rows(X_T, result.v.unflatten(1, op.in_shape)))
             left.append(to_rows(self.feature, result.u.unflatten(1, op.out_shape)))
-        self._keep(found)
+        self._keep(found, products)
         about = self._provenance(model, points, found)
         options = {"timesteps": self._timesteps(points), "steps": self._steps(points), "frame": "local"}
         v = Direction(X_T, torch.stack(right).float(), provenance=about, **options)

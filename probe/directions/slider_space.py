@@ -33,6 +33,9 @@ from probe.model.eps_model import x0_hat
 from probe.model.pipeline_eps import PipelineEps
 from probe.model.steps import denoiser
 
+_UP_START = 0.1
+"""Size of the entries of an adapter's up where training starts; those of down have 1."""
+
 
 @dataclass(kw_only=True, eq=False)
 class SliderFinder(OptimisedFinder):
@@ -111,11 +114,13 @@ class TokenSliders(SliderFinder):
     After ``fit``: as ``SliderFinder``; ``direction_`` at ``unet:prompt``, k vectors, frame global, scale their length.
 
     Example:
+        >>> from probe.directions import TokenSliders, self_generated
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> x = self_generated(model, ["a star"] * 6, range(6))
-        >>> found = TokenSliders(k=2, iterations=6, batch=4, orthogonal=True).fit(model, x, "a star")
+        >>> x = self_generated(model, ["a star"] * 3, range(3))
+        >>> found = TokenSliders(k=2, iterations=2, batch=2, orthogonal=True).fit(model, x, "a star")
         >>> edit = found.direction_.intervention(0, strength=1.0, branch="cond")
-        >>> images = generate(model.pipe, ["a star"], [0], interventions=[edit])
+        >>> images = generate(model.pipe, ["a star"], [0], steps=5, interventions=[edit])
     """
 
     view: Literal["tokens", "map"] = "tokens"
@@ -150,8 +155,10 @@ class TokenSliders(SliderFinder):
 class AdapterSliders(SliderFinder):
     """Sliders as low-rank adapters. Needs a pipeline with attention layers and samples of one prompt.
 
-    The layers should read many different rows, as those of the cross-attention do: with a single row the loss does not
-    depend on what ``down`` makes of it, and the sign of a change may turn over while it is trained.
+    A layer that reads the same row e in every sample is changed by up (down e), and of down the loss knows only the
+    sign of down e: up alone is trained there, to the change whose effect lies along p_i. As in LoRA, where it starts at
+    zero, up starts small beside down (at zero the cosine has no gradient): Adam's steps then turn it at once, where
+    they would be slow to turn long vectors.
 
     Attributes:
         layers: ends of the paths of the linear layers; keys and values of the cross-attention if not given.
@@ -161,11 +168,13 @@ class AdapterSliders(SliderFinder):
     After ``fit``: as ``SliderFinder``, without ``direction_``; ``adapter_``, with k components.
 
     Example:
+        >>> from probe.directions import AdapterSliders, self_generated
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> x = self_generated(model, ["a star"] * 6, range(6))
-        >>> found = AdapterSliders(k=2, iterations=6, batch=4).fit(model, x, "a star")
+        >>> x = self_generated(model, ["a star"] * 3, range(3))
+        >>> found = AdapterSliders(k=2, iterations=2, batch=2).fit(model, x, "a star")
         >>> edits = found.adapter_.interventions(0, strength=1.0)
-        >>> images = generate(model.pipe, ["a star"], [0], interventions=edits)
+        >>> images = generate(model.pipe, ["a star"], [0], steps=5, interventions=edits)
     """
 
     layers: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
@@ -193,7 +202,8 @@ class AdapterSliders(SliderFinder):
             n_out, n_in = weight.shape
             self._sizes[site] = self.start * float(weight.float().norm()) / (n_out * n_in * self.rank) ** 0.5
             for into, shape in ((self._up, (self.k, n_out, self.rank)), (self._down, (self.k, self.rank, n_in))):
-                into[site] = torch.randn(shape, generator=generator).to(model.device).requires_grad_()
+                size = _UP_START if into is self._up else 1.0
+                into[site] = (size * torch.randn(shape, generator=generator)).to(model.device).requires_grad_()
         return [*self._up.values(), *self._down.values()]
 
     def _factors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

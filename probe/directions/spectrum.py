@@ -42,10 +42,13 @@ class JacobianSpectrum(OperatorFinder):
     ``singular_``.
 
     Example:
+        >>> from probe.directions import JacobianSpectrum, trajectory
+        >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
-        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=10)
-        >>> found = JacobianSpectrum(k=6, max_iter=4).fit(model, points[3:5])
-        >>> dict(zip(found.log_snr_, found.rank_))
+        >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
+        >>> found = JacobianSpectrum(k=3, tol=0.1).fit(model, points[2:4])
+        >>> len(found.log_snr_), len(found.rank_)
+        (2, 2)
     """
 
     k: int = 20
@@ -68,7 +71,7 @@ class JacobianSpectrum(OperatorFinder):
             raise InvalidDirection(
                 f"JacobianSpectrum: energy {self.energy} (0 to 1), probes {self.probes} (2 or more)."
             )
-        found, totals = [], []
+        found, totals, products = [], [], 0
         for point in points:
             op = jacobian(model, point, batch=self.batch)
             result = top_singular(op, self.k, **self._options())
@@ -78,7 +81,8 @@ class JacobianSpectrum(OperatorFinder):
             rest = op.jvp(w).cpu().double().square().sum(1)
             totals.append((float(result.s.square().sum() + rest.mean()), float(rest.std() / self.probes**0.5)))
             found.append(result)
-        self._keep(found)
+            products += op.products
+        self._keep(found, products)
         self.log_snr_ = np.array([p.log_snr for p in points])
         self.total_, self.total_se_ = np.array(totals).T
         held = (self.singular_values_**2).cumsum(1) >= self.energy * self.total_[:, None]

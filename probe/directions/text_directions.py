@@ -79,11 +79,13 @@ class TextDifference(TextFinder):
     ``agreement_``, the mean cosine between differences of different pairs, NaN for a single pair.
 
     Example:
+        >>> from probe.directions import TextDifference
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> pairs = [(f"a red {thing}", f"a blue {thing}") for thing in ("star", "cup", "cat")]
         >>> found = TextDifference().fit(model, pairs)
         >>> edit = found.direction_.intervention(strength=1.0, branch="cond")
-        >>> images = generate(model.pipe, ["a blue fish"], [0], interventions=[edit])
+        >>> images = generate(model.pipe, ["a blue fish"], [0], steps=5, interventions=[edit])
     """
 
     agreement_: float = field(init=False, repr=False)
@@ -118,11 +120,13 @@ class TextPCA(TextFinder):
     ``explained_variance_ratio_`` (k,).
 
     Example:
+        >>> from probe.directions import TextPCA
+        >>> from probe.model import PipelineEps, generate, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> prompts = [f"a {colour} star" for colour in ("red", "green", "blue", "pink", "cyan")]
         >>> found = TextPCA(k=2).fit(model, prompts)
         >>> edit = found.direction_.intervention(0, strength=2.0, branch="cond")
-        >>> images = generate(model.pipe, ["a red star"], [0], interventions=[edit])
+        >>> images = generate(model.pipe, ["a red star"], [0], steps=5, interventions=[edit])
     """
 
     k: int = 3
