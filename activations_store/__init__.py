@@ -16,7 +16,7 @@ from activations_store.upkeep.export_files import export
 from activations_store.upkeep.rewrite import merge, subset
 from activations_store.upkeep.verify import Problem
 from activations_store.views.site_view import SiteView
-from activations_store.views.statistics import SiteStatistics
+from activations_store.views.statistics_file import SiteStatistics
 from activations_store.writing.background import AsyncShardWriter
 from activations_store.writing.leftovers import gc
 from activations_store.writing.writer import StoreWriter

@@ -25,17 +25,17 @@ from activations_store.errors import (
 )
 from activations_store.format.groups import check_group, check_name, group_names
 from activations_store.format.layout import Layout, StoreInfo, check_arrays, read_store_info
-from activations_store.format.records import CommitRecord, read_record
+from activations_store.format.records import CommitRecord, committed_shards, read_record
 from activations_store.format.samples import read_samples
 from activations_store.format.shard_index import ReaderCache, ShardReader
 from activations_store.format.spec import StoreSpec
 from activations_store.storage.objects import Place, place
-from activations_store.storage.reading import entries, names_in, refuse_remote
+from activations_store.storage.reading import entries, refuse_remote
 from activations_store.upkeep import verify as _verify
-from activations_store.views import statistics as _statistics
 from activations_store.views.selection import BranchSelection
 from activations_store.views.site_view import SiteView
-from activations_store.views.statistics import SiteStatistics
+from activations_store.views.statistics import site_statistics
+from activations_store.views.statistics_file import SiteStatistics, read_statistics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,8 +182,7 @@ class ActivationStore:
     @property
     def committed(self) -> list[int]:
         """Shards that have a commit record, ascending; listed anew at every call."""
-        numbers = (self._layout.record_number(name) for name in names_in(self._layout.commits))
-        return sorted(n for n in numbers if n is not None and n < self.spec.n_shards)
+        return committed_shards(self._layout, self.spec)
 
     @property
     def complete(self) -> bool:
@@ -257,12 +256,12 @@ class ActivationStore:
 
         Kept in the store, and computed again when shards were added.
         """
-        return _statistics.site_statistics(self, site, branches=branches, covariance=covariance)
+        return site_statistics(self, site, branches=branches, covariance=covariance)
 
     def has_statistics(self, site: str) -> bool:
         """Whether statistics of a site, over all branches, are kept and true of what is committed now."""
         try:
-            _statistics.read_statistics(self, site)
+            read_statistics(self, site)
         except (FileNotFoundError, InvalidStatistics):
             return False
         return True

@@ -8,9 +8,9 @@ from pathlib import Path
 from store_support import BITS, JOINED, REPO, complete_store, small_spec
 from test_store_ragged import ragged_spec, write
 
-from activations_store.format import chunking, groups, layout, records, spec
+from activations_store.format import chunking, groups, layout, records, site_spec, spec
 from activations_store.format.dtypes import DTYPES
-from activations_store.views import statistics
+from activations_store.views import statistics_file
 
 PAGE = (REPO / "docs/store-format.md").read_text(encoding="utf-8")
 
@@ -34,7 +34,7 @@ def test_limits() -> None:
     rows = {re.findall(r"`(\w+)`", name)[0]: int(value) for name, value in table("Limits")}
     assert len(rows) > 10
     for name, value in rows.items():
-        (owner,) = [m for m in (layout, spec, groups, chunking) if m.__dict__.get(name) is not None][:1]
+        (owner,) = [m for m in (layout, spec, site_spec, groups, chunking) if m.__dict__.get(name) is not None][:1]
         assert getattr(owner, name) == value, name
 
 
@@ -49,7 +49,7 @@ def test_dtypes() -> None:
 
 def test_versions_and_names() -> None:
     assert PAGE.startswith(f"# The activation store, format version {layout.FORMAT_VERSION}\n")
-    for name in (layout.FORMAT, records.RECORD_FORMAT, statistics.FORMAT):
+    for name in (layout.FORMAT, records.RECORD_FORMAT, statistics_file.FORMAT):
         assert f'`"{name}"`' in PAGE
     assert list(layout.DIMENSIONS) == re.findall(r"`(\w+)`", section("Arrays").split(".")[0])
 

@@ -52,6 +52,8 @@ def reseal(path: Path, change: dict) -> None:
         {"n_samples": 2**30, "samples_per_shard": 1},
         {"samples_per_shard": 2**40},
         {"timesteps": list(range(20_000)), "log_snr": [0.0] * 20_000},
+        {"timesteps": [900, 10**400, 700]},
+        {"log_snr": [0.0, 10**400, 1.0]},
         {"sites": []},
         {"sites": [{"name": "../../etc/x", "tokens": 1, "channels": 1, "grid": None, "dtype": "float16"}]},
         {"sites": [{"name": "a", "tokens": 2**40, "channels": 1, "grid": None, "dtype": "float16"}]},

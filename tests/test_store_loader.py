@@ -1,5 +1,6 @@
 """RowLoader: every row once an epoch, a pure function of (seed, position), ranks without overlap, damage refused."""
 
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -249,3 +250,38 @@ def test_torch_keeps_the_memory_of_a_batch_and_dropping_it_gives_it_back(store: 
         assert torch.equal(row, expected)
         del row
         assert place in {next(rows).x.data_ptr() for _ in range(2)}
+
+
+def test_after_any_failure_the_same_batch_comes(tmp_path: Path) -> None:
+    """A batch that failed, also halfway between two windows, is delivered whole when it is asked for again."""
+    path = tmp_path / "s"
+    store = complete_store(path, small_spec(JOINED, n_samples=8))
+    options = {"seed": 3, "pool_rows": 100}
+    with RowLoader(store, JOINED.name, 90, **options) as loader:  # type: ignore[arg-type]
+        whole = list(islice(loader, 20))
+
+    def interrupted(target: np.ndarray, source: np.ndarray) -> None:
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            raise KeyboardInterrupt
+        np.copyto(target, source)
+
+    for position in range(12):
+        with RowLoader(store, JOINED.name, 90, position=position, **options) as loader:  # type: ignore[arg-type]
+            parts = 0
+            with suppress(KeyboardInterrupt):
+                loader.next_into(np.empty((90, 8), np.float32), interrupted)
+            at = loader.position
+            np.testing.assert_array_equal(next(loader).x, whole[at].x)
+
+    shard = sorted((path / "arrays").glob("*/c.0*"))[0]
+    sound = shard.read_bytes()
+    shard.write_bytes(bytes(len(sound)))
+    with RowLoader(ActivationStore.open(path), JOINED.name, 90, **options) as loader:  # type: ignore[arg-type]
+        for _ in range(4):
+            with pytest.raises(errors.CorruptShard):
+                list(islice(loader, 20))
+        shard.write_bytes(sound)
+        at = loader.position
+        np.testing.assert_array_equal(next(loader).x, whole[at].x)

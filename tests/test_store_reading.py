@@ -159,6 +159,8 @@ def test_shuffle_quality_against_a_full_permutation(tmp_path: Path) -> None:
     assert whole.images == pytest.approx(64 * (1 - (1 - 1 / 64) ** 256), rel=0.03)
     with RowLoader(store, "a", 256, pool_rows=1024) as loader:
         narrow = shuffle_quality(loader)
+        with pytest.raises(errors.InvalidSelection, match="batches is too small"):
+            shuffle_quality(loader, batches=0)
     assert narrow.ratio < 0.6  # the chunks of this tiny store hold 16 images, so a small pool sees few
     with RowLoader(store, "a", 256, pool_rows=256, rank=1, world=2) as loader:
         assert 1 <= shuffle_quality(loader, rho=1.0).effective <= 256

@@ -167,6 +167,8 @@ def test_npy_files(tmp_path: Path) -> None:
     assert pq.read_table(out / "samples.parquet").column("sample").to_pylist() == [1, 4]
     with pytest.raises(errors.StoreExists):
         export(source, tmp_path / "out")
+    with pytest.raises(errors.InvalidSelection, match="No site is chosen"):
+        export(source, tmp_path / "nothing", sites=[])
     with pytest.raises(errors.InvalidSelection, match="npy or safetensors"):
         export(source, tmp_path / "other", file_format="pickle")  # type: ignore[arg-type]
     with pytest.raises(errors.UnknownSite):

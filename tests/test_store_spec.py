@@ -116,6 +116,13 @@ def test_plan_keeps_shards_within_the_bound() -> None:
     assert few.samples_per_shard == 4
 
 
+def test_plan_of_many_samples_counts_shards_not_samples() -> None:
+    spec = StoreSpec.plan((SiteSpec("a", 1, 4),), 20_000_000, (1,), (0.0,))
+    assert spec.samples_per_shard == 64
+    with pytest.raises(errors.InvalidSpec, match="n_samples is out of range"):
+        StoreSpec.plan((SiteSpec("a", 1, 4),), 0, (1,), (0.0,))
+
+
 def test_unknown_site_lists_the_sites() -> None:
     with pytest.raises(KeyError, match=r"No site 'nope'.*unet\.mid_block:out"):
         small_spec().site("nope")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from store_support import BITS, JOINED, complete_store, create, resume, shard_ar
 from test_store_ragged import masks, ragged_spec, write
 
 from activations_store import ActivationStore, SiteSpec, errors, gc
-from activations_store.views.statistics import LEVELS, compute_statistics, read_statistics
+from activations_store.views import statistics
+from activations_store.views.statistics_file import LEVELS, read_statistics
 
 SINGLE = SiteSpec("single", 9, 6, dtype="float32")
 
@@ -95,6 +97,25 @@ def test_kept_until_a_shard_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert store.verify() == []
 
 
+def test_a_shard_committed_meanwhile_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection goes on while statistics are computed: what is kept covers the shards that were counted."""
+    spec = small_spec(JOINED)
+    with create(tmp_path / "s", spec) as writer:
+        writer.write_shard(0, shard_arrays(spec, 0))
+        store = ActivationStore.open(tmp_path / "s")
+        with monkeypatch.context() as patch:
+            stack = statistics._stacked
+
+            def stack_late(*args: Any) -> Any:
+                writer.write_shard(1, shard_arrays(spec, 1))
+                return stack(*args)
+
+            patch.setattr(statistics, "_stacked", stack_late)
+            first = store.statistics(JOINED.name)
+    assert store.committed == [0, 1]
+    assert store.statistics(JOINED.name).n_rows[0] == 2 * first.n_rows[0]
+
+
 def test_branches_are_kept_apart(tmp_path: Path) -> None:
     spec = small_spec(JOINED)
     store = complete_store(tmp_path / "s", spec)
@@ -106,7 +127,7 @@ def test_branches_are_kept_apart(tmp_path: Path) -> None:
     assert len(list((store.path / "statistics").iterdir())) == 2
     assert store.verify() == []
     with pytest.raises(errors.MissingSamples), create(tmp_path / "t", spec):
-        compute_statistics(ActivationStore.open(tmp_path / "t"), JOINED.name)
+        ActivationStore.open(tmp_path / "t").statistics(JOINED.name)
 
 
 def test_every_flipped_byte_of_the_file_is_found(tmp_path: Path) -> None:

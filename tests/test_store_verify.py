@@ -1,5 +1,6 @@
 """`verify` finds every kind of damage and names the shard; repair is: discard, collect again. `gc` takes leftovers."""
 
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from store_support import BITS, JOINED, complete_store, create, resume, shard_arrays, small_spec, tree_hashes
 
 from activations_store import ActivationStore, errors, gc
-from activations_store.storage import fileio
+from activations_store.storage import fileio, jsonio
 
 SPEC = small_spec(JOINED, BITS, n_samples=11)
 FOLDER = f"arrays/{JOINED.dir_name}"
@@ -192,6 +193,21 @@ def test_gc_removes_leftovers_and_nothing_committed(path: Path, sound: Path) -> 
     with resume(path, SPEC) as writer:
         writer.write_shard(2, shard_arrays(SPEC, 2))
     assert tree_hashes(path) == tree_hashes(sound)
+
+
+def test_records_that_are_not_even_a_table(path: Path) -> None:
+    store = ActivationStore.open(path)
+    record = path / "commits/000001.json"
+    value = json.loads(record.read_bytes())
+    for sites in (list(value["sites"]), None, "sites", 3):
+        record.write_bytes(jsonio.canonical({**value, "sites": sites}))
+        store.close()
+        with pytest.raises(errors.InvalidRecord):
+            store.record(1)
+    with resume(path, SPEC) as writer:
+        assert writer.pending() == [1]
+    shutil.rmtree(path / "commits")
+    assert "commits" in {p.path for p in store.verify(full=False) if p.is_damage}
 
 
 def test_two_stores_do_not_take_each_others_shards(path: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from activations_store.errors import InvalidRecord, StoreError, explain
 from activations_store.format.layout import FORMAT_VERSION, Layout, StoreInfo
 from activations_store.format.spec import StoreSpec
 from activations_store.storage import jsonio
-from activations_store.storage.reading import read_small
+from activations_store.storage.reading import names_in, read_small
 
 RECORD_FORMAT = "denoscope-commit"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -131,6 +131,12 @@ def record_limit(spec: StoreSpec) -> int:
     return 4096 + 8 * n_chunks + len(spec.sites) * (1024 + 3 * 24 * spec.n_steps + n_maps // 4)
 
 
+def committed_shards(layout: Layout, spec: StoreSpec) -> list[int]:
+    """Shards that have a commit record, ascending; whether the records are sound is not looked at."""
+    numbers = (layout.record_number(name) for name in names_in(layout.commits))
+    return sorted(n for n in numbers if n is not None and n < spec.n_shards)
+
+
 def read_record(layout: Layout, info: StoreInfo, shard: int) -> CommitRecord:
     """Read and check the record of a shard.
 
@@ -162,8 +168,7 @@ def _from_value(value: Any, spec: StoreSpec, shard: int) -> CommitRecord:
         raise ValueError(f"not a record of version {FORMAT_VERSION}")
     if value["shard"] != shard or value["samples"] != [samples.start, samples.stop]:
         raise ValueError("it is the record of another shard")
-    names = {site.name for site in spec.sites}
-    if set(value["sites"]) != names:
+    if not isinstance(value["sites"], dict) or set(value["sites"]) != {site.name for site in spec.sites}:
         raise ValueError("its sites are not the store's sites")
     sites = {}
     for name, entry in value["sites"].items():

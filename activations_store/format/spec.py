@@ -4,7 +4,6 @@ A `StoreSpec` knows the size on disk of everything in advance, goes to JSON and 
 names it. It never changes after creation: another shape is another store.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 
 from activations_store.errors import InvalidSpec, UnknownSite, explain
 from activations_store.format.chunking import ChunkGrid
-from activations_store.format.dtypes import DTYPES, StoredDType
+from activations_store.format.site_spec import SiteSpec, check_count
 from activations_store.storage import jsonio
 
 MAX_SHARD_BYTES = 256 * 1024 * 1024
@@ -34,98 +33,13 @@ MAX_SITES = 1024
 MAX_SAMPLES = 2**31 - 1
 MAX_STEPS = 10_000
 MAX_BRANCHES = 16
-MAX_TOKENS = 2**24
-MAX_CHANNELS = 2**20
 MAX_SAMPLES_PER_SHARD = 2**20
 MAX_CHUNKS_PER_SHARD = 2**22
 MAX_SHARDS = 10**7
 
 COMPRESSIONS = (None, "zstd")
 
-_SITE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+@-]{0,199}")
 _BRANCH_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-
-
-def _check_count(what: str, value: object, limit: int) -> None:
-    # bool is an int in Python, and True channels is a mistake
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidSpec(explain(f"{what} is out of range", found=repr(value), expected=f"an int from 1 to {limit}"))
-
-
-@dataclass(frozen=True)
-class SiteSpec:
-    """One recorded tensor.
-
-    Attributes:
-        name: the site, module path and port, e.g. "unet.mid_block:out".
-        tokens: spatial cells (row-major) or sequence positions.
-        channels: length of a row.
-        grid: (height, width) when tokens are spatial, else None; height x width = tokens.
-        dtype: "float32", "float16", "bfloat16" or "int8" (with a scale a row).
-    """
-
-    name: str
-    tokens: int
-    channels: int
-    grid: tuple[int, int] | None = None
-    dtype: str = "float16"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _SITE_NAME.fullmatch(self.name) or ".." in self.name:
-            raise InvalidSpec(
-                explain(
-                    "A site's name cannot be used",
-                    found=repr(self.name)[:120],
-                    expected="1 to 200 of A-Z a-z 0-9 _ . : + @ - with no '..' and no sign in front",
-                )
-            )
-        _check_count(f"tokens of site {self.name}", self.tokens, MAX_TOKENS)
-        _check_count(f"channels of site {self.name}", self.channels, MAX_CHANNELS)
-        if self.grid is not None:
-            grid = tuple(self.grid) if isinstance(self.grid, tuple | list) else ()
-            for side in grid:
-                _check_count(f"grid of site {self.name}", side, MAX_TOKENS)
-            if len(grid) != 2 or grid[0] * grid[1] != self.tokens:
-                raise InvalidSpec(
-                    explain(
-                        f"The grid of site {self.name} does not cover its tokens",
-                        found=f"grid {self.grid!r}, tokens {self.tokens}",
-                        expected="(height, width) with height x width = tokens",
-                    )
-                )
-            object.__setattr__(self, "grid", grid)
-        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
-            raise InvalidSpec(
-                explain(
-                    f"The dtype of site {self.name} cannot be stored",
-                    found=repr(self.dtype)[:60],
-                    expected="one of " + ", ".join(DTYPES),
-                )
-            )
-
-    @property
-    def stored_dtype(self) -> StoredDType:
-        """The dtype's row in the table of dtypes."""
-        return DTYPES[self.dtype]
-
-    @property
-    def stored_channels(self) -> int:
-        """Items of a stored row: the channels, and for int8 the four bytes of the row's scale."""
-        return self.channels + self.stored_dtype.row_extra
-
-    @property
-    def map_bytes(self) -> int:
-        """Bytes of one map (one sample, step and branch), without padding and checksum."""
-        return self.tokens * self.stored_channels * self.stored_dtype.itemsize
-
-    @property
-    def dir_name(self) -> str:
-        """Folder of the site's array: a readable slug and 8 hex digits of the name's SHA-256.
-
-        The hash keeps names apart that a slug or a case-insensitive file system would merge.
-        """
-        slug = re.sub(r"[^A-Za-z0-9_.-]", "-", self.name)[:80].rstrip(".")
-        return f"{slug}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -164,12 +78,12 @@ class StoreSpec:
         object.__setattr__(self, "timesteps", tuple(_number(t, "timesteps") for t in self.timesteps))
         clipped = (_number(s, "log_snr", infinite=True) for s in self.log_snr)
         object.__setattr__(self, "log_snr", tuple(max(-LOG_SNR_LIMIT, min(LOG_SNR_LIMIT, float(s))) for s in clipped))
-        _check_count("n_samples", self.n_samples, MAX_SAMPLES)
-        _check_count("samples_per_shard", self.samples_per_shard, MAX_SAMPLES_PER_SHARD)
-        _check_count("the number of sites", len(self.sites), MAX_SITES)
-        _check_count("the number of steps (timesteps)", len(self.timesteps), MAX_STEPS)
-        _check_count("the number of branches", len(self.branches), MAX_BRANCHES)
-        _check_count("n_samples / samples_per_shard", self.n_shards, MAX_SHARDS)
+        check_count("n_samples", self.n_samples, MAX_SAMPLES)
+        check_count("samples_per_shard", self.samples_per_shard, MAX_SAMPLES_PER_SHARD)
+        check_count("the number of sites", len(self.sites), MAX_SITES)
+        check_count("the number of steps (timesteps)", len(self.timesteps), MAX_STEPS)
+        check_count("the number of branches", len(self.branches), MAX_BRANCHES)
+        check_count("n_samples / samples_per_shard", self.n_shards, MAX_SHARDS)
         if len(self.log_snr) != len(self.timesteps):
             raise InvalidSpec(
                 explain(
@@ -225,17 +139,15 @@ class StoreSpec:
         max_samples_per_shard: int = 64,
         ragged: bool = False,
     ) -> Self:
-        """A spec whose shards (all sites together) stay within `max_shard_bytes`: the largest power of two
-        that fits.
+        """A spec whose shards (all sites together) stay within `max_shard_bytes`: the largest power of two that fits.
 
         One sample is the least, also when it alone is larger. A shard is also what a killed run loses at
         most, hence the bound on samples.
         """
-        one = cls(sites, n_samples, timesteps, log_snr, branches, 1, compression)
-        # Counted without padding and index: those are below a thousandth, and depend on the choice being
-        # made.
-        values = len(one.timesteps) * len(one.branches)
-        sample_bytes = sum(s.map_bytes for s in one.sites) * values
+        check_count("n_samples", n_samples, MAX_SAMPLES)
+        one = cls(sites, 1, timesteps, log_snr, branches, 1, compression)
+        # Counted without padding and index: those are below a thousandth, and depend on the choice being made.
+        sample_bytes = sum(s.map_bytes for s in one.sites) * len(one.timesteps) * len(one.branches)
         size = 1
         while size * 2 <= max_samples_per_shard and size * 2 * sample_bytes <= max_shard_bytes and size < n_samples:
             size *= 2
@@ -355,8 +267,11 @@ class StoreSpec:
 def _number(value: Any, what: str, *, infinite: bool = False) -> int | float:
     """`value` as an int (when it is one) or float; NaN is refused, infinity too unless `infinite`."""
     number = value.item() if isinstance(value, np.generic) else value
-    good = isinstance(number, int | float) and not isinstance(number, bool)
-    if not good or math.isnan(number) or (math.isinf(number) and not infinite):
+    try:
+        size = float(number) if isinstance(number, int | float) and not isinstance(number, bool) else math.nan
+    except OverflowError:  # an int beyond every float
+        size = math.nan
+    if math.isnan(size) or (math.isinf(size) and not infinite):
         raise InvalidSpec(explain(f"{what} holds a bad value", found=repr(value)[:60], expected="finite numbers"))
     return number
 

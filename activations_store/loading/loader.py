@@ -1,23 +1,22 @@
 """Shuffled rows for training, at the speed of the disk.
 
-Two pools of `pool_rows` rows are allocated once. While batches are drawn from one, reader threads fill the
-other: each block is one positioned read straight into the pool, checked by crc32c. When the first is used up
-they swap. The order is that of shuffle.py and does not depend on the number of threads.
+Batches are gathered from pools of rows that are read ahead (windows.py). The order is that of shuffle.py and does not
+depend on the number of threads.
 
 Memory: 2 x pool_rows x (row bytes + 40). Good shuffling needs a pool that holds many images: 65,536 rows are
 256 maps of 256 tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 from activations_store.errors import InvalidSelection, MissingSamples, explain
 from activations_store.loading.recycled import RecycledArrays
-from activations_store.loading.shuffle import RowOrder, Segments
+from activations_store.loading.shuffle import RowOrder
+from activations_store.loading.windows import Windows
 from activations_store.store import ActivationStore
 from activations_store.views.selection import BranchSelection, Selection, resolve, resolve_branches
 
@@ -45,18 +44,6 @@ class RowBatch(NamedTuple):
     step: np.ndarray
     branch: np.ndarray
     token: np.ndarray
-
-
-@dataclass
-class _Window:
-    """A pool with the rows [lo, lo + n) of one epoch in it."""
-
-    epoch: int
-    lo: int
-    n: int
-    pool: np.ndarray
-    order: np.ndarray
-    where: np.ndarray
 
 
 class RowLoader:
@@ -115,7 +102,7 @@ class RowLoader:
         if not 0 <= rank < world:
             raise InvalidSelection(explain("rank is out of range", found=rank, expected=f"0 to {world - 1}"))
         labelled = store.where(**labels) if labels else None
-        self._store = store = store.holding(site)
+        store = store.holding(site)
         self._site = store.spec.site(site)
         spec = store.spec
         chosen = np.unique(resolve(samples, spec.n_samples, "sample"))
@@ -154,18 +141,12 @@ class RowLoader:
         self.batch_size = batch_size
         self._position = position
         self._pool_rows = min(pool_rows, self._hi - self._lo)
-        shape = (self._pool_rows, self._site.stored_channels)
-        self._free = [np.empty(shape, self._site.stored_dtype.stored) for _ in range(2)]
-        piece = min(batch_size, max(1, _PIECE // shape[1]))
-        self._scratch = [np.empty((piece, shape[1]), self._site.stored_dtype.stored) for _ in range(2)]
+        self._windows = Windows(store, self._site, self._order, self._lo, self._hi, self._pool_rows, threads)
+        width = self._site.stored_channels
+        piece = min(batch_size, max(1, _PIECE // width))
+        self._scratch = [np.empty((piece, width), self._site.stored_dtype.stored) for _ in range(2)]
         self._arrays = RecycledArrays((batch_size, self._site.channels))
-        self._window: _Window | None = None
-        self._next: tuple[tuple[int, int], Future[_Window]] | None = None
-        # The planner waits for the readers, so it must not be one of them.
-        self._planner = ThreadPoolExecutor(1, "row-planner")
-        self._readers = ThreadPoolExecutor(threads, "row-reader")
         self._gatherer = ThreadPoolExecutor(1, "row-gatherer")
-        self._threads = threads
         self._closed = False
 
     @property
@@ -222,7 +203,7 @@ class RowLoader:
         while done < self.batch_size:
             epoch, offset = divmod(self._position * self.batch_size + done, self.rank_rows_per_epoch)
             at = offset % self._pool_rows
-            window = self._get_window(epoch, self._lo + offset - at)
+            window = self._windows.get(epoch, self._lo + offset - at)
             slots = window.order[at : at + self.batch_size - done]
             part = slice(done, done + len(slots))
             half = len(slots) // 2 if len(slots) * x.shape[1] > _PIECE else 0
@@ -271,73 +252,12 @@ class RowLoader:
 
     def close(self) -> None:
         """Stop the threads and free the pools; the loader cannot be used afterwards."""
-        # Not by cancelling: `wait` never returns for a task that was cancelled before it began.
         self._closed = True
-        self._planner.shutdown(wait=True)
-        self._readers.shutdown(wait=True)
+        self._windows.close()
         self._gatherer.shutdown(wait=True)
-        self._window, self._next, self._free = None, None, []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _get_window(self, epoch: int, lo: int) -> _Window:
-        """The window that begins at row `lo`, and the one after it under way in the background."""
-        if self._window is not None and (self._window.epoch, self._window.lo) == (epoch, lo):
-            return self._window
-        if self._window is not None:
-            self._free.append(self._window.pool)
-            self._window = None
-        if self._next is None:
-            self._next = self._start(epoch, lo)
-        _, future = self._next
-        self._next = None
-        self._window = future.result()
-        after = self._window.lo + self._window.n
-        self._next = self._start(epoch + 1, self._lo) if after == self._hi else self._start(epoch, after)
-        return self._window
-
-    def _start(self, epoch: int, lo: int) -> tuple[tuple[int, int], Future[_Window]]:
-        pool = self._free.pop()
-        return (epoch, lo), self._planner.submit(self._fill, epoch, lo, pool)
-
-    def _fill(self, epoch: int, lo: int, pool: np.ndarray) -> _Window:
-        """Plan one window and read it; runs in the planner's thread."""
-        n = min(self._pool_rows, self._hi - lo)
-        segments = self._order.segments(epoch, lo, lo + n)
-        # Several tasks a thread: shards differ in how fast they come.
-        pieces = np.array_split(np.arange(len(segments.block)), min(4 * self._threads, len(segments.block)))
-        tasks = [self._readers.submit(self._read, segments, piece, pool) for piece in pieces]
-        try:
-            order = self._order.window_permutation(epoch, lo, n)
-            where = self._order.coordinates(segments)
-        finally:
-            wait(tasks)
-        for task in tasks:
-            task.result()
-        return _Window(epoch, lo, n, pool, order, where)
-
-    def _read(self, segments: Segments, piece: np.ndarray, pool: np.ndarray) -> None:
-        """Read some segments into their slots of the pool; runs in a reader's thread."""
-        g, _, _, k, channels = self._store.spec.grid(self._site.name).chunk_shape
-        scratch: np.ndarray | None = None
-        for p in piece:
-            if self._closed:
-                return
-            block, first, count, slot = (
-                int(a[p]) for a in (segments.block, segments.first, segments.count, segments.slot)
-            )
-            shard, chunk = self._order.chunk_of(block)
-            reader = self._store.open_shard(self._site.name, shard)
-            target = pool[slot : slot + count]
-            if count == g * k:  # a whole chunk, in its own order: straight into the pool
-                reader.read_chunk(chunk, target.reshape(-1).view(np.uint8))
-                continue
-            if scratch is None:
-                scratch = np.empty((g, k, channels), pool.dtype)
-            reader.read_chunk(chunk, scratch.reshape(-1).view(np.uint8))
-            sample, token = self._order.rows_in_chunk(block, first, count)
-            target[...] = scratch[sample, token]

@@ -72,8 +72,13 @@ def shuffle_quality(loader: RowLoader, *, batches: int = 16, rho: float = RHO) -
         batches: how many batches to look at, spread evenly over the first epoch.
         rho: see `effective_batch_size`.
 
+    Raises:
+        InvalidSelection: no batch to look at, or rho is out of range.
+
     Cost: about 0.1 s a batch for pools of 65,536 rows.
     """
+    if batches < 1:
+        raise InvalidSelection(explain("batches is too small", found=batches, expected="1 or more"))
     size, rows = loader.batch_size, loader.rank_rows_per_epoch
     last = max(1, rows // size)
     seen = [loader.coordinates(int(at))[0] for at in np.unique(np.linspace(0, last - 1, batches).astype(int))]

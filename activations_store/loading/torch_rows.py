@@ -29,7 +29,7 @@ class TensorBatch(NamedTuple):
 
 
 class TensorRows:
-    """The batches of a `RowLoader` as tensors; made by `RowLoader.tensors`. Closing it closes the loader.
+    """The batches of a `RowLoader` as tensors; made by `RowLoader.tensors`. Leaving its `with` block closes the loader.
 
     Args:
         loader: where the rows come from; its `position` counts these batches.

@@ -21,7 +21,7 @@ from activations_store.format.layout import (
     read_store_info,
 )
 from activations_store.format.pictures import copy_pictures
-from activations_store.format.records import read_record
+from activations_store.format.records import committed_shards, read_record
 from activations_store.format.samples import read_samples
 from activations_store.storage.fileio import TempFolder, new_file, write_atomic
 from activations_store.storage.locks import Lock
@@ -68,7 +68,7 @@ def copy(source: str | Place, out: str | Place, *, progress: Progress | None = N
             raise StoreExists(
                 explain(f"There is another store at {target.root}", next_step="choose another place for the copy")
             )
-    shards = {id(origin): _committed(origin, what) for origin, _, what in parts}
+    shards = {id(origin): committed_shards(origin, what.spec) for origin, _, what in parts}
     n, done = sum(map(len, shards.values())), 0
     there.root.mkdir(parents=True, exist_ok=True)
     for origin, target, what in reversed(parts):  # the store's own store.json, without which it is none, comes last
@@ -93,11 +93,6 @@ def copy(source: str | Place, out: str | Place, *, progress: Progress | None = N
         finally:
             work.close()
     return there.root
-
-
-def _committed(layout: Layout, info: StoreInfo) -> list[int]:
-    numbers = (layout.record_number(name) for name in names_in(layout.commits))
-    return sorted(n for n in numbers if n is not None and n < info.spec.n_shards)
 
 
 def _copy_metadata(here: Layout, there: Layout, info: StoreInfo, *, fsync: bool) -> None:

@@ -70,7 +70,9 @@ def export(
     chosen = (
         committed_samples(store) if samples is None else np.unique(resolve(samples, store.spec.n_samples, "sample"))
     )
-    names = store.sites if sites is None else sites
+    names = store.sites if sites is None else tuple(dict.fromkeys(sites))
+    if not names:
+        raise InvalidSelection(explain("No site is chosen", expected="some of " + ", ".join(store.sites)))
     views = [store.site(name).sel(sample=chosen, step=steps, branch=branches) for name in names]
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_space(out, views, sum(file_size(path) for _, path in find_pictures(store.place, chosen.tolist())))

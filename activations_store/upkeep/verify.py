@@ -15,12 +15,12 @@ import numpy as np
 from activations_store.errors import CorruptShard, InvalidMetadata, InvalidRecord, StoreError
 from activations_store.format.groups import check_group, group_names
 from activations_store.format.layout import Layout, StoreInfo, check_arrays, read_store_info
-from activations_store.format.records import SiteRecord, read_record
+from activations_store.format.records import SiteRecord, committed_shards, read_record
 from activations_store.format.samples import read_samples
 from activations_store.format.shard_index import ShardReader
 from activations_store.format.spec import SiteSpec
 from activations_store.storage.reading import check_folder, entries, names_in, sha256_of
-from activations_store.views.statistics import basis_of, read_file
+from activations_store.views.statistics_file import basis_of, read_file
 from activations_store.writing.leftovers import temp_files, uncommitted_files
 
 
@@ -95,7 +95,12 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
         read_samples(layout.samples, info.samples_sha256, info.spec.n_samples)
     except (InvalidMetadata, OSError) as error:
         problems.append(Problem("samples", str(error), "samples.parquet"))
-    for shard in _listed_records(layout, info, problems):
+    try:
+        shards = committed_shards(layout, info.spec)
+        problems += _strange_records(layout, shards)
+    except OSError as error:  # no folder of records, say; nothing can be told about shards then
+        return sorted([*problems, Problem("metadata", str(error), "commits")], key=lambda p: not p.is_damage)
+    for shard in shards:
         try:
             record = read_record(layout, info, shard)
         except (InvalidRecord, OSError) as error:
@@ -112,16 +117,12 @@ def verify_store(layout: Layout, info: StoreInfo, *, full: bool = True) -> list[
     return sorted(problems, key=lambda p: not p.is_damage)
 
 
-def _listed_records(layout: Layout, info: StoreInfo, problems: list[Problem]) -> list[int]:
-    shards = []
-    for name in names_in(layout.commits):
-        shard = layout.record_number(name)
-        if shard is not None and shard < info.spec.n_shards:
-            shards.append(shard)
-        elif not name.startswith("."):
-            message = "a file that is no commit record of this store"
-            problems.append(Problem("unexpected", message, f"commits/{name}"))
-    return shards
+def _strange_records(layout: Layout, shards: list[int]) -> list[Problem]:
+    """Files in the folder of records that are none of this store."""
+    message = "a file that is no commit record of this store"
+    known = {layout.record(shard).name for shard in shards}
+    strange = [name for name in names_in(layout.commits) if name not in known and not name.startswith(".")]
+    return [Problem("unexpected", message, f"commits/{name}") for name in strange]
 
 
 def _check_shard(layout: Layout, info: StoreInfo, site: SiteSpec, shard: int, entry: SiteRecord, *, full: bool) -> None:
@@ -178,7 +179,7 @@ def _check_statistics(layout: Layout, info: StoreInfo) -> list[Problem]:
     except StoreError as error:
         return [Problem("statistics", str(error), layout.statistics.name)]
     records = {}
-    for shard in _listed_records(layout, info, []):
+    for shard in committed_shards(layout, info.spec):
         with suppress(InvalidRecord, OSError):  # reported above
             records[shard] = read_record(layout, info, shard)
     problems = []
