@@ -146,7 +146,7 @@ def tensor_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             found[name] = (entry["dtype"], shape)
     except CorruptFile:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptFile(f"{path} has an unreadable safetensors header: {type(error).__name__}: {error}.") from error
     at = 0
     for begin, end in sorted(spans):

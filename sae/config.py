@@ -148,6 +148,10 @@ class SAEConfig(_Config):
         if self.time != "shared":
             self._check_time()
         if self.blocks is not None:
+            _require(
+                all(isinstance(block, tuple) and len(block) == 3 for block in self.blocks),
+                f"blocks are {self.blocks}; expected (site, step or None, width) of each.",
+            )
             width = sum(block[2] for block in self.blocks)
             _require(width == self.d_in, f"blocks have {width} values together; d_in is {self.d_in}.")
             _check_crosscoder(self.input, self.time)
@@ -161,6 +165,7 @@ class SAEConfig(_Config):
     def _check_time(self) -> None:
         levels, groups = self.levels or (), self.groups or ()
         _require(len(levels) > 0, f"time is {self.time!r}, and no levels are given: the log-SNR of every step.")
+        _require(all(isinstance(v, int | float) for v in levels), f"levels are {levels}; expected numbers.")
         if self.time != "per_step":
             return
         n = len(set(groups))
@@ -281,8 +286,10 @@ class TrainConfig(_Config):
             self.groups is None or self.time == "per_step",
             f"groups of steps are given, and time is {self.time!r}; they belong to 'per_step'.",
         )
-        _require(self.steps is None or len(self.steps) > 0, "steps is empty; use None for all steps.")
-        _require(self.branches is None or len(self.branches) > 0, "branches is empty; use None for all branches.")
+        for name in ("steps", "branches"):
+            value = getattr(self, name)
+            _require(value is None or len(value) > 0, f"{name} is empty; use None for all {name}.")
+            _require(value is None or len(set(value)) == len(value), f"{name} are {value}: one is named twice.")
 
     @property
     def is_crosscoder(self) -> bool:

@@ -1,10 +1,8 @@
 """What every dictionary architecture offers, so that training, metrics, scores and bundles are written once.
 
-`SparseDictionary` is what can be *used*: dense and sparse encoding, decoding, unit decoder rows.
-`Architecture` adds what the
-trainer needs: named tensors, a loss with explicit gradients, and a hook after each update. A new architecture
-is one file with one class that satisfies both; the trainer, the optimiser and the checkpoints know no
-architecture by name.
+`SparseDictionary` is what can be *used*: dense and sparse encoding, decoding, unit decoder rows. `Architecture` adds
+what the trainer needs: named tensors, a loss with explicit gradients, and a hook after each update. A new architecture
+is one file with one class that satisfies both; the trainer, the optimiser and the checkpoints know none by name.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -66,34 +66,53 @@ def select(
         rows (at least one).
 
     Raises:
-        EmptySelection: no sample, step or branch is left, or one does not exist.
+        EmptySelection: no sample, step or branch is left, one does not exist, or a map was never recorded.
     """
     spec = store.site(site).spec
     present = store.committed_samples()
-    chosen = present if samples is None else np.unique(np.asarray(samples, dtype=np.int64))
+    chosen = present if samples is None else np.unique(_numbers(samples, "samples", store))
     missing = np.setdiff1d(chosen, present)
     if len(chosen) == 0 or len(missing):
         what = f"samples {missing[:5].tolist()} are not" if len(missing) else "no sample is"
         raise EmptySelection(
-            f"In {store.path}, {what} committed; {len(present)} samples are. Collect them, or choose others."
+            f"In {store.place}, {what} committed; {len(present)} samples are. Collect them, or choose others."
         )
     n_steps = store.spec.n_steps
-    step_numbers = np.arange(n_steps) if steps is None else np.asarray(steps, dtype=np.int64)
+    step_numbers = np.arange(n_steps) if steps is None else _numbers(steps, "steps", store)
     if len(step_numbers) == 0 or step_numbers.min() < 0 or step_numbers.max() >= n_steps:
-        raise EmptySelection(f"Steps {step_numbers.tolist()} of {store.path}; the store has steps 0 to {n_steps - 1}.")
+        raise EmptySelection(f"Steps {step_numbers.tolist()} of {store.place}; the store has steps 0 to {n_steps - 1}.")
     names = tuple(store.spec.branches) if branches is None else tuple(branches)
     unknown = [name for name in names if name not in store.spec.branches]
     if not names or unknown:
-        raise EmptySelection(f"Branches {list(names)} of {store.path}; the store has {list(store.spec.branches)}.")
+        raise EmptySelection(f"Branches {list(names)} of {store.place}; the store has {list(store.spec.branches)}.")
     if blocks is not None and blocks[0][1] is not None:
         step_numbers = np.array([blocks[0][1]])
     if max_rows is not None:
         n = max(1, max_rows // (len(step_numbers) * len(names) * spec.tokens))
         if n < len(chosen):
             chosen = chosen[np.linspace(0, len(chosen) - 1, n).round().astype(np.int64)]
+    for part, step, _ in blocks or ((site, None, spec.channels),):
+        at = step_numbers if step is None else [step]
+        # Only a ragged store has records with missing maps, so only there must they be read.
+        if store.holding(part).spec.ragged and not store.site(part).present(chosen, at, list(names)).all():
+            raise EmptySelection(
+                f"{store.place} lacks maps of {part} that were chosen, and sums over whole maps need all of them. "
+                "Choose samples and steps by store.site(...).present()."
+            )
     levels = tuple(float(store.spec.log_snr[step]) for step in step_numbers)
     channels = spec.channels if blocks is None else sum(width for _, _, width in blocks)
     return Selection(site, chosen, step_numbers, names, spec.tokens, channels, levels, blocks)
+
+
+def _numbers(given: Sequence[int] | np.ndarray, what: str, store: ActivationStore) -> np.ndarray:
+    """Whole numbers as int64; a boolean mask, which would count as zeros and ones, is refused."""
+    found = np.asarray(given)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise EmptySelection(
+            f"The {what} of {store.place} are chosen by {found.dtype} values of shape {found.shape}; expected a list "
+            "of whole numbers. Of a mask, give np.flatnonzero(mask)."
+        )
+    return found.astype(np.int64)
 
 
 def stream(store: ActivationStore, selection: Selection, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -135,17 +154,17 @@ def check_fits(
     trained_at = sae.config.site
     name = site or trained_at
     if trained_at and name != trained_at:
-        raise SAESiteMismatch(f"The SAE was trained at {trained_at}; it was asked to read {name} of {store.path}.")
+        raise SAESiteMismatch(f"The SAE was trained at {trained_at}; it was asked to read {name} of {store.place}.")
     for part, _, width in sae.config.blocks or ((name, None, sae.config.d_in),):
         channels = store.site(part).spec.channels
         if channels != width:
-            raise SAESiteMismatch(f"The SAE reads rows of width {width}; {part} of {store.path} has width {channels}.")
+            raise SAESiteMismatch(f"The SAE reads rows of width {width}; {part} of {store.place} has width {channels}.")
     ours = sae.metadata.get("store", {}).get("fingerprint", {})
     mine, theirs = ours.get("weights_hash"), store.fingerprint.get("weights_hash")
     if mine and theirs and mine != theirs and not any_model:
         raise SAEModelMismatch(
             f"The SAE was trained on activations of {ours.get('name', 'a model')} (weights {mine[:12]}); "
-            f"{store.path} holds "
+            f"{store.place} holds "
             f"{store.fingerprint.get('name', 'another')} (weights {theirs[:12]}). Pass any_model=True to "
             "compare them anyway."
         )

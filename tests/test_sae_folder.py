@@ -85,6 +85,8 @@ def edit(folder: Path, **changes: object) -> None:
         ({"d_sae": 41}, CorruptFile, r"shape \(12, 40\); expected \(12, 41\)"),
         ({"metadata": {"denoscope": {"format": 99}}}, NewerFormat, "format 99"),
         ({"metadata": {"denoscope": {"config": {"speed": 1}}}}, CorruptFile, "no field speed"),
+        ({"metadata": {"denoscope": {"config": {"blocks": [["a"]]}}}}, CorruptFile, "expected .site, step or None"),
+        ({"metadata": {"denoscope": {"config": {"time": "film", "levels": ["a"]}}}}, CorruptFile, "expected numbers"),
     ],
 )
 def test_config_that_does_not_fit(
@@ -119,6 +121,10 @@ def test_damaged_weights(sae: TopKSAE, tmp_path: Path) -> None:
         load_sae(tmp_path)
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(CorruptFile, match="SHA-256 differs"):
+        load_sae(tmp_path)
+    header = b'{"W_dec":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CorruptFile, match="unreadable safetensors header"):
         load_sae(tmp_path)
     path.write_bytes(b"abc")
     with pytest.raises(CorruptFile, match="declares a header"):

@@ -130,7 +130,9 @@ def test_selection_and_row_bound(world: World, sae: TopKSAE) -> None:
     [
         ({"samples": [99]}, r"samples \[99\] are not committed; 10 samples are"),
         ({"samples": []}, "no sample is committed"),
+        ({"samples": np.ones(10, bool)}, "bool values.*np.flatnonzero"),
         ({"steps": [3]}, "steps 0 to 2"),
+        ({"steps": [0.5]}, "list of whole numbers"),
         ({"branches": ["both"]}, "'uncond', 'cond'"),
     ],
 )

@@ -265,6 +265,12 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_group_without_initial_rows_is_named(world: World, tmp_path: Path) -> None:
+    config = TrainConfig(**(QUICK | {"init_rows": 2}), time="per_step", rows=1000)
+    with pytest.raises(ConfigError, match="None of the 2 rows for initial values is of group . of 4 .*Raise init_rows"):
+        train(world.store, config, tmp_path)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_trains_measures_scores_and_resumes(name: str, world: World, tmp_path: Path) -> None:
     config = TrainConfig(**QUICK, **RUNS[name], rows=15_000, lr=3e-3, checkpoint_rows=2560)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 import torch
 from sae_world import SITE, World, plant
 
-from activations_store import ActivationStore
+from activations_store import ActivationStore, StoreWriter
 from sae import TopKSAE, TrainConfig, TrainProgress, load_sae, split_samples, train
 from sae._files import file_hash
 from sae.config import ARCHITECTURES
-from sae.errors import NonFiniteLoss, RunMismatch
+from sae.errors import ConfigError, CorruptFile, EmptySelection, NonFiniteLoss, RunMismatch
+from sae.training.checkpoint import CheckpointFolder
 
 QUICK = {"site": SITE, "d_sae": 64, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048, "log_every": 10}
 
@@ -114,6 +116,25 @@ def test_damaged_checkpoint_costs_one_interval(world: World, tmp_path: Path, cap
     assert _weights(tmp_path / "a") == _weights(tmp_path / "b")
 
 
+def test_checkpoint_of_another_version_is_refused(world: World, tmp_path: Path) -> None:
+    """A tensor that it lacks would keep its first value, and the run would end somewhere else without a word."""
+    config = TrainConfig(**QUICK, rows=5000, checkpoint_rows=2560)
+
+    def stop(report: TrainProgress) -> None:
+        if report.batch == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(world.store, config, tmp_path, progress=stop)
+    kept = CheckpointFolder(tmp_path / "checkpoint", json.loads((tmp_path / "run.json").read_text())["run_hash"])
+    found = kept.load()
+    assert found is not None and found.batch == 10
+    del found.tensors["rows_silent"]
+    kept.save(found)
+    with pytest.raises(CorruptFile, match=r"other tensors.*rows_silent.*resume=False"):
+        train(world.store, config, tmp_path)
+
+
 def _weights(folder: Path) -> str:
     return file_hash(folder / "sae_weights.safetensors")
 
@@ -204,6 +225,23 @@ def test_divergence_is_an_error(world: World, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLoss, match="Lower lr"):
         train(world.store, config, tmp_path)
     assert not (tmp_path / "sae_weights.safetensors").exists()
+
+
+def test_what_cannot_be_trained_on_is_refused_first(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps are \(1, 1\): one is named twice"):
+        TrainConfig(**QUICK, rows=1000, steps=(1, 1))
+    ragged = replace(world.store.spec, n_samples=2, samples_per_shard=2, ragged=True)
+    x, present = world.store.site(SITE).read([0, 1]), np.ones((2, 4, 2), bool)
+    present[1, 3] = False  # a trajectory that ended early
+    table = world.store.samples.slice(0, 2)
+    with StoreWriter.create(tmp_path / "store", ragged, table, fingerprint={}, plan={}) as writer:
+        writer.write_shard(0, {SITE: x}, {SITE: present})
+    store = ActivationStore.open(tmp_path / "store")
+    config = TrainConfig(**QUICK, rows=1000, holdout=0.0)
+    with pytest.raises(EmptySelection, match="lacks maps of unet.mid_block:out"):
+        train(store, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(store, replace(config, steps=(0, 1, 2)), tmp_path / "run")
 
 
 def test_partial_store_trains_on_what_is_there(world: World, tmp_path: Path) -> None:

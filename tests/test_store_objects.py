@@ -31,6 +31,8 @@ from test_store_ragged import ragged_spec, write
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, copy, errors, gc
 from activations_store.storage.objects import ObjectPath, place
+from sae.data import select
+from sae.errors import EmptySelection
 
 obstore = pytest.importorskip("obstore")
 moto = pytest.importorskip("moto.server")
@@ -134,6 +136,8 @@ def test_reading_is_the_same(tmp_path: Path, url: str) -> None:
         for a, b in islice(zip(ours, theirs, strict=True), 12):
             for one, other in zip(a, b, strict=True):
                 np.testing.assert_array_equal(one, other)
+    with pytest.raises(EmptySelection, match=r"s3://.* samples \[99\] are not committed"):
+        select(there, "q", samples=[99])
     there.statistics(JOINED.name)  # computed there, and kept there
     assert ActivationStore.open(url).has_statistics(JOINED.name)
     assert there.verify() == []

@@ -162,7 +162,7 @@ def shared_tokens(store: ActivationStore, sites: Sequence[str]) -> int:
     if len({(spec.tokens, spec.grid) for spec in specs}) > 1:
         found = ", ".join(f"{spec.name} has {spec.tokens} tokens in grid {spec.grid}" for spec in specs)
         raise ConfigError(
-            f"Rows of {store.path} cannot be read together: {found}. A crosscoder reads the same cell of all its "
+            f"Rows of {store.place} cannot be read together: {found}. A crosscoder reads the same cell of all its "
             "sites: choose sites on one token grid, or collect them with --pool mean."
         )
     return specs[0].tokens

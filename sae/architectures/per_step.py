@@ -20,6 +20,7 @@ from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.timed import TimedSAE
 from sae.config import SAEConfig
 from sae.contract import Loss, SparseDictionary
+from sae.errors import ConfigError
 from sae.numerics.sparse import TopKCode
 from sae.numerics.step import BatchLoss
 
@@ -46,8 +47,18 @@ class PerStepSAE(TimedSAE):
         return Part(self.cores[g], g * self.cores[0].d_sae, self.config, self.metadata)
 
     def initialise(self, rows: Tensor, log_snr: Tensor) -> None:
-        """Each group from its own rows."""
+        """Each group from its own rows.
+
+        Raises:
+            ConfigError: a group has none among them.
+        """
         group = self._group_of(log_snr)
+        missing = sorted(set(range(len(self.cores))) - set(group.tolist()))
+        if missing:
+            raise ConfigError(
+                f"None of the {len(rows)} rows for initial values is of group {missing[0]} of {len(self.cores)} groups "
+                "of steps. Raise init_rows."
+            )
         for g, core in enumerate(self.cores):
             core.initialise(rows[group == g])
 

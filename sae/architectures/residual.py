@@ -166,8 +166,4 @@ class TrajectoryMoments:
             transition[t], offset[t] = a, mean[t] - mean[t - 1] @ a
             half = a.T @ cross[t - 1]
             left.append(own[t] - half - half.T + a.T @ before @ a)
-        return Predictor(transition, offset), Moments(torch.zeros(d, dtype=torch.float64), _average(left))
-
-
-def _average(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(parts)).mean(0)
+        return Predictor(transition, offset), Moments(torch.zeros(d, dtype=torch.float64), torch.stack(left).mean(0))

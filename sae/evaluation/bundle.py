@@ -1,22 +1,22 @@
 """The feature bundle: all that a page about a feature needs, read without a model, a store or a GPU.
 
-Folder (format 1; every array is feature-first where a page reads one feature, so that one feature is one
-contiguous read):
+Folder (format 1; every array is feature-first where a page reads one feature, so that one feature is one contiguous
+read):
 
-    bundle.json          format, what it was made from (SAE, store, hashes), steps with t and log_snr, grid,
-    concepts, files
-    features.parquet     one row a feature: density, mean, mean_active, max, p50, p99, p999, peak_step,
-                         sample_fraction, ev_contribution, nearest, nearest_cosine, dead, dense, layout_x,
-                         layout_y, and for every factor best_<factor>, auc_<factor>, score_<factor>
-    samples.parquet      the sample table, with `image`, a file name in images/ or in the images folder of
-    bundle.json stats.safetensors    mean_by_step, max_by_step (n_steps, d_sae); mean_by_cell (d_sae, tokens);
-                         histogram (d_sae, n_bins) counts of active values; neighbours, neighbour_cosine
-                         (d_sae, 8); map_scale (d_sae,); auc.<factor>, score.<factor> (n_concepts, d_sae)
-    examples.safetensors sample, step (d_sae, n) int32 and activation (d_sae, n) float32, best first; sample
-    -1 = unused maps.safetensors     maps (d_sae, n, n_steps, tokens) uint8; activation = maps / 255 *
-    map_scale pooled.safetensors   pooled (d_sae, n_samples) float16: largest activation in a sample /
-    map_scale concepts/<factor>/   `ConceptScores` images/              copies of the example images, if asked
-    for
+    bundle.json          format, what it was made from (SAE, store, hashes), steps with t and log_snr, grid, concepts,
+                         files
+    features.parquet     one row a feature: density, mean, mean_active, max, p50, p99, p999, peak_step, sample_fraction,
+                         ev_contribution, nearest, nearest_cosine, dead, dense, layout_x, layout_y, and for every factor
+                         best_<factor>, auc_<factor>, score_<factor>
+    samples.parquet      the sample table, with `image`, a file name in images/ or in the images folder of bundle.json
+    stats.safetensors    mean_by_step, max_by_step (n_steps, d_sae); mean_by_cell (d_sae, tokens); histogram (d_sae,
+                         n_bins) counts of active values; neighbours, neighbour_cosine (d_sae, 8); map_scale (d_sae,);
+                         auc.<factor>, score.<factor> (n_concepts, d_sae)
+    examples.safetensors sample, step (d_sae, n) int32 and activation (d_sae, n) float32, best first; sample -1 = unused
+    maps.safetensors     maps (d_sae, n, n_steps, tokens) uint8; activation = maps / 255 * map_scale
+    pooled.safetensors   pooled (d_sae, n_samples) float16: largest activation in a sample / map_scale
+    concepts/<factor>/   `ConceptScores`
+    images/              copies of the example images, if asked for
 
 "Activation" is the code z in the units of the site; nothing here says what a feature causes.
 """
@@ -79,7 +79,7 @@ class FeatureBundle:
             self.log_snr = tuple(float(s) for s in info["log_snr"])
             self.grid = (int(info["grid"][0]), int(info["grid"][1])) if info["grid"] else None
             self.concepts = {str(f): tuple(map(str, names)) for f, names in info["concepts"].items()}
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise CorruptFile(f"{path / INFO_NAME} lacks or garbles {error}.") from error
 
     @classmethod

@@ -3,12 +3,11 @@
 With D_c the samples whose label is c, and f_i the code of feature i (Cywinski & Deja 2025, SAeUron, arXiv
 2501.18052):
 
-    mu_i(t, D)    = mean of f_i over the samples of D and over the cells of the map, at step t
-    (S0) score_i(t, c) = mu_i(t, D_c) / (sum_j mu_j(t, D_c) + eps)  -  mu_i(t, D_rest) / (sum_j mu_j(t,
-    D_rest) + eps)         (S1)
+    (S0)  mu_i(t, D)    = mean of f_i over the samples of D and over the cells of the map, at step t
+    (S1)  score_i(t, c) = mu_i(t, D_c) / (sum_j mu_j(t, D_c) + eps)  -  mu_i(t, D_rest) / (sum_j mu_j(t, D_rest) + eps)
 
-D_rest pools the samples of all other concepts (each sample counts once). Sums are streamed: nothing of size
-(samples, d_sae) is kept, and several factors (object, style, ...) are scored in one pass over the store.
+D_rest pools the samples of all other concepts (each sample counts once). Sums are streamed: nothing of size (samples,
+d_sae) is kept, and several factors (object, style, ...) are scored in one pass over the store.
 """
 
 from collections.abc import Sequence
@@ -126,7 +125,7 @@ class ConceptScores:
             concepts, steps = tuple(map(str, info["concepts"])), tuple(map(int, info["steps"]))
             shape = (len(steps), len(concepts), int(info["d_sae"]))
             factor, branch, metadata = str(info["factor"]), str(info["branch"]), dict(info["metadata"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"{folder / _JSON} lacks or garbles {error}.") from error
         path = folder / _TENSORS
         expect_tensors(path, {"mu": shape, "counts": (len(concepts),)})
@@ -150,7 +149,7 @@ class ConceptSums:
         self.factor = factor
         self.concepts = tuple(sorted({str(label) for label in labels} - {""}))
         if not self.concepts:
-            raise EmptySelection(f"None of the chosen samples of {store.path} has a label of factor {factor!r}.")
+            raise EmptySelection(f"None of the chosen samples of {store.place} has a label of factor {factor!r}.")
         number = {name: i for i, name in enumerate(self.concepts)}
         self._label = np.array([number.get(str(label), -1) for label in labels])
         self._sums = np.zeros((len(chosen.steps), len(self.concepts), d_sae))

@@ -1,12 +1,11 @@
-"""Numbers about every feature at once: streamed statistics, percentiles, discrimination of labels, decoder
-geometry.
+"""Numbers about every feature at once: streamed statistics, percentiles, discrimination of labels, decoder geometry.
 
 density            share of rows with z_i > 0
 ev_contribution    rise of the squared error if the feature were removed, over the total variance:
                    sum over rows of ||e + z_i d_i||^2 - ||e||^2 = sum of 2 z_i <e, d_i> + z_i^2 ||d_i||^2, with
                    e = x - xh and d_i what a code of 1 adds to x
-AUC of a concept   probability that a sample with the concept has a larger pooled activation than one without
-(ties count half)
+AUC of a concept   probability that a sample with the concept has a larger pooled activation than one without (ties
+                   count half)
 """
 
 from typing import Any

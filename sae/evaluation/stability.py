@@ -170,7 +170,7 @@ def _most_active(sae: OpenedSAE, store: ActivationStore, chosen: Selection, limi
     best = np.argsort(-fired, kind="stable")[:limit]
     alive = np.sort(best[fired[best] > 0])
     if not len(alive):
-        raise EmptySelection(f"A dictionary of {chosen.site} is silent on all {chosen.n_rows} rows of {store.path}.")
+        raise EmptySelection(f"A dictionary of {chosen.site} is silent on all {chosen.n_rows} rows of {store.place}.")
     return alive
 
 

@@ -9,8 +9,8 @@ Symbols, for a batch x (B, d) already in the dictionary's units (Gao et al. 2024
 Which entries are chosen is the architecture (selection.py). AuxK revives dead features. Over the dead columns only,
 with e = stopgrad(x - xh) and no b_dec anywhere:
 
-    za   = ReLU(TopK_ka(c E_dead^T + b_enc,dead))      L_aux = s * sum ||za W_dead - e||^2 / V,      s =
-    min(n_dead / ka, 1)
+    za   = ReLU(TopK_ka(c E_dead^T + b_enc,dead))      L_aux = s * sum ||za W_dead - e||^2 / V
+                                                       s     = min(n_dead / ka, 1)
 
 so gradient descent moves dead features *towards* what the live ones leave unexplained. Three published
 implementations have the sign, the detach or the bias of this term wrong; `tests/test_sae_step.py` checks each

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae.config import TrainConfig
-from sae.errors import NonFiniteLoss
+from sae.errors import CorruptFile, NonFiniteLoss
 from sae.interchange.folder import save_sae
 from sae.numerics.kernels import faster, settled, using
 from sae.training.checkpoint import Checkpoint
@@ -68,12 +68,11 @@ class Trainee:
         """Takes up the newest checkpoint, if there is one, and makes all processes begin alike."""
         peers = self.division.peers
         found = self.folder.checkpoints.load() if peers.rank == 0 else None
-        self.batch = peers.first(lambda: found.batch if found else 0)
-        stored = found.tensors if found else {}
+        self.batch = peers.first(lambda: self._checked(found))
         with torch.no_grad():
             for name, tensor in self._state().items():
                 if self.batch:
-                    self.division.distribute(name, stored.get(name), tensor)
+                    self.division.distribute(name, found.tensors[name] if found else None, tensor)
                 else:
                     self.division.agree(name, tensor)
         if peers.rank == 0:
@@ -144,6 +143,18 @@ class Trainee:
             measured = faster(lambda: self.sae.loss(x, dead, log_snr), x.device)
             found = peers.first(lambda: self.folder.note("kernels", measured))
         return str(found["chosen"])
+
+    def _checked(self, found: Checkpoint | None) -> int:
+        """The step of a checkpoint that holds what this run needs; 0 without one."""
+        if found is None:
+            return 0
+        different = found.tensors.keys() ^ self._state().keys()
+        if different:
+            raise CorruptFile(
+                f"The checkpoint at step {found.batch} of {self.folder.path} holds other tensors than this run has: "
+                f"{', '.join(sorted(different)[:4])}. Another version wrote it; start again with resume=False."
+            )
+        return found.batch
 
     def _report(self, lr: float, norm: float) -> None:
         dead = self.division.count(self.dead)
