@@ -8,8 +8,7 @@ else changed. How candidates are chosen and scored: ``directions_scores``; the f
 
 False discoveries: finders on labelled rows are fitted to shuffled labels, the others choose among their vectors by
 shuffled labels; a concept is found if its AUC in the test rows, shuffled alike, passes a one-sided Mann-Whitney test at
-5 %. Cost of a fit: rows that pass through the denoiser, rows that pass back through it (of finders on
-a Jacobian, products with it), and CPU seconds.
+5 %. Cost of a fit: rows that pass through the denoiser, products with Jacobians, and CPU seconds.
 
 One stage a finder; what is done in the work folder is not done again.
 """
@@ -128,8 +127,8 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:
         *(f"{f}: AUC, gain" for f, _ in CONCEPTS),
         "other changes",
         "found, shuffled",
-        "forth",
-        "back",
+        "NFE",
+        "products",
         "CPU s",
     ]
     body = []
@@ -140,7 +139,7 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:
             cells.append(f"{'-' if auc is None else f'{auc:.2f}'}, {row[f'gain_{factor}']:+.2f}")
         shuffled = row["found_shuffled"]
         cells += [f"{row['off']:.2f}", "-" if shuffled is None else f"{row['found']:.0%}, {shuffled:.0%}"]
-        body.append([*cells, f"{row['evaluations']:.0f}", f"{row['gradients']:.0f}", f"{row['cpu_s']:.1f}"])
+        body.append([*cells, f"{row['evaluations']:.0f}", f"{row.get('products', 0)}", f"{row['cpu_s']:.1f}"])
     return table(header, body)
 
 
@@ -165,8 +164,7 @@ def _measure(
                 found[concept] = next(iter(found.values()))
     row |= {"site": _site_of(next(iter(found.values()))), "vectors": found[CONCEPTS[0]].k}
     products = [f.products for f in {id(f): f for f in found.values()}.values() if f.products is not None]
-    row |= {"evaluations": cost.evaluations, "gradients": sum(products) if products else cost.gradients}
-    row |= {"cpu_s": cost.cpu_s}
+    row |= {"evaluations": cost.evaluations, "cpu_s": cost.cpu_s} | ({"products": sum(products)} if products else {})
     chosen = {concept: _candidates(entrant, found[concept], train, world, concept) for concept in CONCEPTS}
     edits = {(id(found[c]), component, sign * s) for c in CONCEPTS for component, sign in chosen[c] for s in strengths}
     outcomes: dict[tuple[int, int, float], Outcome] = {}

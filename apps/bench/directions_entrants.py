@@ -41,12 +41,12 @@ def entrants() -> dict[str, Entrant]:
         Entrant("random in the prompt", "tried", _random_prompt, strengths=(0.7, 1.5)),
         Entrant("NoiseCLR", "tried", trained.noise_clr, strengths=(1.0,)),
         Entrant("token sliders", "tried", trained.token_sliders, strengths=(1.0,)),
-        Entrant("adapter sliders", "tried", trained.adapter_sliders, strengths=(4.0,)),
-        Entrant("h Jacobian", "tried", local.h_jacobian),
-        Entrant("random maps", "tried", local.random_maps),
-        Entrant("pullback", "tried", local.pullback, strengths=local.STRENGTHS),
-        Entrant("local edit", "tried", local.local_edit, strengths=local.STRENGTHS),
-        Entrant("random in the state", "tried", local.random_state, strengths=local.STRENGTHS),
+        Entrant("adapter sliders", "tried", trained.adapter_sliders, strengths=(5.0, 20.0)),
+        Entrant("h Jacobian", "tried", local.h_jacobian, strengths=local.MAP_STRENGTHS),
+        Entrant("random maps", "tried", local.random_maps, strengths=local.MAP_STRENGTHS),
+        Entrant("pullback", "tried", local.pullback, strengths=local.STATE_STRENGTHS),
+        Entrant("local edit", "tried", local.local_edit, strengths=local.STATE_STRENGTHS),
+        Entrant("random in the state", "tried", local.random_state, strengths=local.STATE_STRENGTHS),
         Entrant("latent SVD", "named", local.latent_svd, strengths=(1.0,)),
     ]
     return {entrant.name: entrant for entrant in found}

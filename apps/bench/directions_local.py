@@ -21,8 +21,10 @@ from apps.bench.directions_world import Concept, Edit, Found, World
 if TYPE_CHECKING:
     from probe.directions import Point
 
-STRENGTHS = (0.1, 0.2, 0.4)
-"""Of edits of the state, in lengths of the state."""
+MAP_STRENGTHS = (0.1, 0.25, 0.5)
+"""In lengths of the site's maps: those that the output depends on most destroy the image at 1."""
+STATE_STRENGTHS = (0.25, 0.5, 1.0)
+"""In lengths of the state."""
 BOTTLENECK = "mid_block"
 
 
