@@ -95,3 +95,11 @@ def tiny_folder(tiny_pipe: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
     tiny_pipe.save_pretrained(folder, safe_serialization=True)
     (folder / "denoscope.json").write_text('{"steps": 4, "guidance": 2.0}')
     return folder
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with planted truth for the dashboard's tests, made once; nobody writes into it."""
+    from test_apps_dashboard_run import planted_run
+
+    return planted_run(tmp_path_factory.mktemp("dashboard") / "planted")

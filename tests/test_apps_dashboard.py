@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_apps_dashboard_run import D_SAE, HOSTILE, N_STEPS, planted_results, planted_run
+from test_apps_dashboard_run import D_SAE, HOSTILE, N_STEPS, planted_results
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
 
@@ -25,9 +25,9 @@ DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
 TIMEOUT = 300.0  # seconds; only catches a page that hangs, also on a machine that is busy with something else
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted_run(tmp_path_factory.mktemp("dashboard") / "planted")
+@pytest.fixture
+def run(planted: Path) -> Path:
+    return planted
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_apps_dashboard_run import planted_run
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
 
@@ -37,22 +36,21 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Serves the planted run with the product's own command; gives the port."""
     from apps.dashboard.launch import command
 
-    run = planted_run(tmp_path_factory.mktemp("served") / "planted")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "streamlit.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(run, port, headless=True),
+            command(planted, port, headless=True),
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            cwd=run.parent,
+            cwd=planted.parent,
         )
         try:
             wait(lambda: process.poll() is not None or healthy(port), "the server to start")

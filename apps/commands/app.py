@@ -9,7 +9,8 @@ from apps.commands._options import Commands, add_command
 
 _EXAMPLE = """
 denoscope app runs/demo
-denoscope app runs/demo --port 8600 --no-browser
+denoscope app runs
+denoscope app benchmarks/results --port 8600 --no-browser
 """
 
 
@@ -20,11 +21,13 @@ def add_parser(commands: Commands) -> None:
         "app",
         run,
         summary="open the dashboard on a run",
-        about="Serve the dashboard of a run at 127.0.0.1. It reads the prebuilt bundle and never runs the model "
-        "to browse.",
+        about="Serve the dashboard of a run at 127.0.0.1: features, directions, unlearning, steering, and every file "
+        "of results in the folder. It reads what the other commands wrote and never runs a model.",
         example=_EXAMPLE,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="run folder, or a folder of runs")
+    parser.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="run folder, a folder of runs, or a folder of results"
+    )
     parser.add_argument("--port", type=int, default=8501, help="TCP port")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
@@ -34,12 +37,14 @@ def run(options: argparse.Namespace) -> int:
     import subprocess
     from importlib.util import find_spec
 
+    from apps.dashboard.findings import holds_any
     from apps.errors import MissingExtra, RunNotFound
     from apps.runs import find_runs
 
-    if not find_runs(options.run_folder):
+    if not find_runs(options.run_folder) and not holds_any(options.run_folder):
+        state = "holds no run and no results" if options.run_folder.is_dir() else "does not exist"
         raise RunNotFound(
-            f"app: {str(options.run_folder)!r} holds no run. Make one with: denoscope demo --out {options.run_folder}"
+            f"app: {str(options.run_folder)!r} {state}. Make a run with: denoscope demo --out {options.run_folder}"
         )
     if find_spec("streamlit") is None:
         raise MissingExtra("app: the dashboard needs streamlit. Install it with: pip install 'denoscope[app]'")

@@ -8,10 +8,18 @@ from apps.dashboard import shell
 
 st.set_page_config(page_title="denoscope", page_icon=":material/biotech:", layout="wide")
 page = st.navigation(
-    [
-        st.Page(shell.HOME_PAGE, title="Home", icon=":material/home:", default=True),
-        st.Page(shell.FEATURE_PAGE, title="Feature", icon=":material/blur_on:"),
-    ]
+    {
+        "Explore": [
+            st.Page(shell.HOME_PAGE, title="Home", icon=":material/home:", default=True),
+            st.Page(shell.FEATURE_PAGE, title="Feature", icon=":material/blur_on:"),
+            st.Page(shell.DIRECTIONS_PAGE, title="Directions", icon=":material/arrow_outward:"),
+        ],
+        "Results": [
+            st.Page(shell.UNLEARNING_PAGE, title="Unlearning", icon=":material/ink_eraser:"),
+            st.Page(shell.STEERING_PAGE, title="Steering", icon=":material/tune:"),
+            st.Page(shell.MEASUREMENTS_PAGE, title="Measurements", icon=":material/straighten:"),
+        ],
+    }
 )
 shell.open_run()
 page.run()

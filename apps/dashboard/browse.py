@@ -100,6 +100,18 @@ def table(found: pd.DataFrame, factors: Sequence[str], factor: str = "any") -> p
     return pd.DataFrame(columns)
 
 
+def map_groups(frame: pd.DataFrame, factors: Sequence[str]) -> dict[str, list[tuple[int, float, float, str]]]:
+    """Points of ``figures.feature_map``: living features by the factor whose concept they tell best."""
+    alive = frame.loc[~frame["dead"]]
+    told = best(alive, factors)
+    groups: dict[str, list[tuple[int, float, float, str]]] = {factor: [] for factor in factors or ("features",)}
+    columns = (alive["feature"], alive["layout_x"], alive["layout_y"], told["factor"], told["concept"], told["auc"])
+    for feature, x, y, factor, concept, auc in zip(*columns, strict=True):
+        text = f"{concept}, AUC {auc:.2f}" if factor else "no labels"
+        groups[factor or "features"].append((int(feature), float(x), float(y), text))
+    return {name: points for name, points in groups.items() if points}
+
+
 def state(dead: bool, dense: bool) -> str:
     """dead, dense, or nothing."""
     return "dead" if dead else "dense" if dense else ""

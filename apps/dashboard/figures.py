@@ -7,7 +7,7 @@ background; text, grid and font come from the page's theme.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,6 +19,8 @@ PALETTE = ("#5b5bd6", "#0d9488", "#c2740c", "#d6336c", "#2b7fd0", "#5a8f29", "#9
 MUTED = "#8a8a99"
 SEQUENTIAL = [[0.0, "rgba(91,91,214,0.05)"], [1.0, "rgba(91,91,214,1)"]]
 """From almost nothing to the house colour; transparent at zero, so it works on both backgrounds."""
+SIGNED = [[0.0, "rgba(43,127,208,1)"], [0.5, "rgba(128,128,128,0.06)"], [1.0, "rgba(201,68,50,1)"]]
+"""Blue below zero, red above it, almost nothing at zero."""
 CONFIG = {"displayModeBar": False}
 """Plotly's own tool bar stays away; Streamlit's has full screen."""
 
@@ -140,6 +142,69 @@ def concept_heatmap(
     return figure
 
 
+def signed_matrix(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: np.ndarray,
+    *,
+    colour_title: str,
+    x_title: str = "",
+    y_title: str = "",
+) -> go.Figure:
+    """Values in [-1, 1] as colour, zero white; what is NaN stays empty.
+
+    Args:
+        rows, columns: one name each.
+        values: (n_rows, n_columns).
+        colour_title: what the colour is.
+        x_title, y_title: what columns and rows are.
+    """
+    figure = go.Figure(
+        go.Heatmap(
+            x=[_plain(name) for name in columns],
+            y=[_plain(name) for name in rows],
+            z=[_list(row) for row in np.asarray(values, float)],
+            zmin=-1.0,
+            zmax=1.0,
+            colorscale=SIGNED,
+            xgap=1,
+            ygap=1,
+            colorbar={"title": {"text": colour_title, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
+        )
+    )
+    _axes(figure, x_title, y_title, 120 + 24 * len(rows))
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    return figure
+
+
+def feature_map(groups: Mapping[str, Sequence[tuple[int, float, float, str]]], *, height: int = 420) -> go.Figure:
+    """Features as points in the plane, near where their decoder rows are alike; the number is each point's custom data.
+
+    Args:
+        groups: name (a colour) -> (feature, x, y, text when pointed at).
+        height: pixels.
+    """
+    figure = go.Figure()
+    for (name, points), colour in zip(groups.items(), _cycle(len(groups)), strict=True):
+        figure.add_scattergl(
+            x=[x for _, x, _, _ in points],
+            y=[y for _, _, y, _ in points],
+            customdata=[feature for feature, _, _, _ in points],
+            text=[_plain(text) for *_, text in points],
+            name=_plain(name),
+            mode="markers",
+            marker={"color": colour, "size": 9, "opacity": 0.8},
+            hovertemplate="feature %{customdata}<br>%{text}<extra></extra>",
+        )
+    _axes(figure, "", "", height, legend=True)
+    figure.update_layout(dragmode="pan")
+    figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
+    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+    return figure
+
+
 def density_histogram(density: np.ndarray, *, dense_above: float, height: int = 260) -> go.Figure:
     """How many features fire how often, on a logarithmic axis; dead features are counted beside it.
 
@@ -209,6 +274,143 @@ def intervals(rows: Sequence[Mapping[str, Any]], *, x_title: str) -> go.Figure:
     figure.update_xaxes(range=[-3, 103], ticksuffix=" %")
     figure.update_yaxes(type="category", autorange="reversed", showgrid=True)
     figure.update_layout(scattermode="group", scattergap=0.6)
+    return figure
+
+
+def estimates(
+    names: Sequence[str], values: Sequence[float], lows: Sequence[float], highs: Sequence[float], *, x_title: str
+) -> go.Figure:
+    """Values with their intervals, one line each, in the order given.
+
+    Args:
+        names: one a line.
+        values, lows, highs: the estimate and the ends of its interval.
+        x_title: what is estimated.
+    """
+    figure = go.Figure(
+        go.Scatter(
+            x=_list(values),
+            y=[_plain(name) for name in names],
+            mode="markers",
+            marker={"size": 9, "color": PALETTE[0]},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": _list(np.asarray(highs, float) - np.asarray(values, float)),
+                "arrayminus": _list(np.asarray(values, float) - np.asarray(lows, float)),
+                "thickness": 1.5,
+            },
+            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        )
+    )
+    _axes(figure, x_title, "", 80 + 24 * len(names))
+    figure.update_xaxes(zeroline=True, rangemode="tozero" if min(lows) >= 0 else "normal")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=True)
+    return figure
+
+
+class Curve(NamedTuple):
+    """A line of a dose-response chart.
+
+    Attributes:
+        name: of the line.
+        values: one a strength.
+        lows, highs: ends of its interval, or None where it has none.
+        muted: drawn in grey: a control.
+    """
+
+    name: str
+    values: Sequence[float]
+    lows: Sequence[float] | None = None
+    highs: Sequence[float] | None = None
+    muted: bool = False
+
+
+def dose_response(
+    strengths: Sequence[float],
+    curves: Sequence[Curve],
+    *,
+    x_title: str,
+    y_title: str,
+    y_top: float | None = 1.0,
+    marks: Sequence[tuple[float, str]] = (),
+) -> go.Figure:
+    """What a push does at each strength, with bands for the intervals.
+
+    Args:
+        strengths: of the push; 0 is the unedited model.
+        curves: lines over them.
+        x_title: the strength with its unit.
+        y_title: what is measured.
+        y_top: upper end of the axis, or None for the data's own.
+        marks: (strength, text) of vertical lines.
+    """
+    figure = go.Figure()
+    for curve, colour in zip(curves, _cycle(len(curves)), strict=True):
+        colour = MUTED if curve.muted else colour
+        if curve.lows is not None and curve.highs is not None:
+            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+            figure.add_scatter(
+                x=[*strengths, *reversed(strengths)],
+                y=[*_list(curve.highs), *reversed(_list(curve.lows))],
+                mode="lines",
+                fill="toself",
+                fillcolor=f"rgba({red},{green},{blue},0.15)",
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        figure.add_scatter(
+            x=list(strengths),
+            y=_list(curve.values),
+            name=_plain(curve.name),
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": "dot" if curve.muted else "solid"},
+            marker={"size": 6},
+            hovertemplate="%{x:+g}: %{y:.3g}<extra>" + _plain(curve.name) + "</extra>",
+        )
+    for strength, text in marks:
+        figure.add_vline(
+            x=strength,
+            line={"color": MUTED, "width": 1, "dash": "dot"},
+            annotation={"text": _plain(text), "font": {"size": 11}, "y": 0.02, "yanchor": "bottom", "textangle": -90},
+        )
+    _axes(figure, x_title, y_title, 320, legend=True)
+    figure.update_xaxes(tickvals=list(strengths), zeroline=False)
+    figure.update_yaxes(range=None if y_top is None else [-0.03, 1.05 * y_top], rangemode="tozero")
+    return figure
+
+
+def frontier(points: Sequence[Mapping[str, Any]], *, x_title: str, y_title: str) -> go.Figure:
+    """Methods by what they keep and what they forget: the upper right corner is best.
+
+    Args:
+        points: each with ``group`` (a colour), ``name``, ``x``, ``y`` in [0, 1] and ``average`` (drawn large).
+        x_title: what is kept.
+        y_title: what is forgotten.
+    """
+    figure = go.Figure()
+    groups = list(dict.fromkeys(str(point["group"]) for point in points))
+    for group, colour in zip(groups, _cycle(len(groups)), strict=True):
+        own = [point for point in points if str(point["group"]) == group]
+        figure.add_scatter(
+            x=[100 * float(point["x"]) for point in own],
+            y=[100 * float(point["y"]) for point in own],
+            name=_plain(group),
+            mode="markers",
+            marker={
+                "color": colour,
+                "size": [15 if point["average"] else 7 for point in own],
+                "opacity": [1.0 if point["average"] else 0.45 for point in own],
+                "symbol": ["diamond" if point["average"] else "circle" for point in own],
+            },
+            text=[_plain(point["name"]) for point in own],
+            hovertemplate="%{text}: kept %{x:.1f} %, forgotten %{y:.1f} %<extra>" + _plain(group) + "</extra>",
+        )
+    _axes(figure, x_title, y_title, 360, legend=True)
+    figure.update_xaxes(ticksuffix=" %")
+    figure.update_yaxes(ticksuffix=" %")
+    figure.update_layout(legend={"itemsizing": "constant"})
     return figure
 
 

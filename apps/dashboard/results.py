@@ -105,6 +105,43 @@ def chart_rows(found: Sequence[Score]) -> list[dict[str, Any]]:
     ]
 
 
+def methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The means of each method and factor among the rows of ``denoscope bench unlearn``; none of other files."""
+    return [row for row in rows if row.get("part") == "average" and "method" in row and "ua" in row]
+
+
+def method_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One row a method and factor; cells as in ``table``."""
+    return [
+        {"Method": str(row["method"]).replace("_", " "), "Targets": f"{row['factor']}s"}
+        | {
+            title: cell((share, _share(row.get(f"{m}_low")), _share(row.get(f"{m}_high"))))
+            if (share := _share(row.get(m))) is not None
+            else "-"
+            for m, title in METRICS.items()
+        }
+        for row in rows
+    ]
+
+
+def frontier(rows: Sequence[Mapping[str, Any]], factor: str) -> list[dict[str, Any]]:
+    """Points for ``figures.frontier``: each target of a method and its mean; unedited models are left out."""
+    return [
+        {
+            "group": str(row["method"]).replace("_", " "),
+            "name": "mean" if row["part"] == "average" else str(row["target"]),
+            "x": (row["ira"] + row["cra"]) / 2,
+            "y": row["ua"],
+            "average": row["part"] == "average",
+        }
+        for row in rows
+        if row.get("part") in ("target", "average")
+        and row["factor"] == factor
+        and row["method"] != "no_edit"
+        and all(_share(row.get(m)) is not None for m in ("ua", "ira", "cra"))
+    ]
+
+
 def cell(value: tuple[float, float | None, float | None] | None) -> str:
     """A share in percent with its interval; a dash where it was not measured."""
     if value is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,14 @@ import streamlit as st
 
 from apps.dashboard import links, readers
 from apps.dashboard.address import Address, changed, widget
+from apps.dashboard.findings import Finding, holds_any
 from apps.dashboard.launch import RUN_VARIABLE
 from apps.dashboard.timeaxis import UNITS, TimeAxis
 from apps.runs import Run, find_runs
 
 HOME_PAGE, FEATURE_PAGE = "app_pages/home.py", "app_pages/feature.py"
+UNLEARNING_PAGE, STEERING_PAGE = "app_pages/unlearning.py", "app_pages/steering.py"
+DIRECTIONS_PAGE, MEASUREMENTS_PAGE = "app_pages/directions.py", "app_pages/measurements.py"
 _OPEN = "open_run"
 
 
@@ -66,6 +69,8 @@ def open_run() -> None:
     if place is None:
         _no_run("The dashboard was started without a run.", "denoscope app runs/demo")
     runs = {run.name: run for run in find_runs(place)}
+    if not runs and holds_any(place):  # a folder of results alone, such as a benchmark's
+        runs = {place.resolve().name: Run(place)}
     if not runs:
         state = "holds no run" if place.is_dir() else "does not exist"
         _no_run(f"{str(place)!r} {state}.", f"denoscope demo --out {shlex.quote(str(place))}")
@@ -119,12 +124,61 @@ def problem_text(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-!|~$:" else c for c in text)
 
 
+def found() -> list[Finding]:
+    """Results in the run that is open, and in the folder of runs that the app was started with."""
+    run, place = opened().run.folder, run_argument()
+    both = readers.found(run)
+    if place is not None and place.resolve() != run.resolve():
+        both += readers.found(place)
+    return both
+
+
+def page_of(finding: Finding) -> tuple[str, str]:
+    """The page that shows a finding, and the address key that names it there."""
+    if finding.kind == "steer":
+        return STEERING_PAGE, links.SWEEP
+    if finding.kind in ("unlearn.canvas", "bench.unlearn"):
+        return UNLEARNING_PAGE, links.UNLEARNED
+    return MEASUREMENTS_PAGE, links.RESULT
+
+
+def choose(address: Address, key: str, label: str, what: str, listed: Sequence[Finding]) -> Finding:
+    """The finding that a link names, with a box to choose another where there are several."""
+    by_label = {finding.label: finding for finding in listed}
+    name = address.one_of(key, what=what, choices=by_label, default=next(iter(by_label)))
+    if len(by_label) > 1:
+        st.selectbox(
+            label,
+            list(by_label),
+            format_func=lambda name: f"{by_label[name].title} ({name})",
+            key=widget(key),
+            on_change=changed,
+            args=(key,),
+        )
+    return by_label[name]
+
+
+def made_from(finding: Finding) -> list[str]:
+    """Where a measurement was made, with what, for the foot of a page."""
+    if not finding.kind:
+        return [finding.label]
+    machine, git = finding.record.get("machine") or {}, finding.record.get("git") or {}
+    versions = finding.record.get("versions") or {}
+    return [
+        finding.label,
+        f"{machine.get('processor', 'unknown processor')}, {machine.get('cores', '?')} cores",
+        f"model on {finding.record.get('device', '?')}",
+        " ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
+        f"commit {str(git['commit'])[:8]}" if git.get("commit") else "",
+    ]
+
+
 def next_step(run: Run, name: str | None) -> tuple[str, str] | None:
     """(sentence, command) of what is missing before features can be browsed; None if nothing is."""
     place = shlex.quote(str(run.folder))
     store = readers.collected(run)
     site = store.sites[0][0] if store and store.sites else "SITE"
-    if name in run.bundles():
+    if name in run.bundles() or not run.exists():
         return None
     if name in run.saes():
         return "There is a dictionary, but its feature bundle has not been built.", f"denoscope features {place}"

@@ -102,6 +102,13 @@ def jpeg(image: np.ndarray, *, quality: int = 88) -> bytes:
     return buffer.getvalue()
 
 
+def png(image: np.ndarray) -> bytes:
+    """A PNG file of (H, W, 3) uint8: for sheets with text, which JPEG smears."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def colour_table(name: str) -> np.ndarray:
     """(256, 3) uint8 colours of values 0 to 1; a name that is not in ``COLOUR_MAPS`` raises KeyError."""
     return _TABLES[name]()

@@ -224,6 +224,8 @@ def page(opened: Opened) -> None:
         with reading("The store"):
             if (missing := shell.next_step(opened.run, opened.name)) is not None:
                 shell.show_next_step(*missing)
+            else:
+                st.caption("This folder holds results and no dictionary; they are under Measurements.")
         return
     folder = opened.bundle
     with reading("The feature bundle"):

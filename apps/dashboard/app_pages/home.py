@@ -1,4 +1,4 @@
-"""Home: what was collected, how good the dictionary is, what unlearning achieved, and the way to every feature."""
+"""Home: what was collected, how good the dictionary is, what was achieved with it, and the way to every feature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from apps.dashboard import browse, figures, links, readers, results, shell
-from apps.dashboard.shell import FEATURE_PAGE, Opened, provenance, reading
+from apps.dashboard.shell import FEATURE_PAGE, STEERING_PAGE, UNLEARNING_PAGE, Opened, provenance, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,30 +84,16 @@ def concepts(bundle: FeatureBundle) -> None:
 
 
 def unlearning(opened: Opened) -> None:
-    """What unlearning achieved, with intervals."""
-    st.subheader("Unlearning")
+    """What unlearning achieved, in short; its own page has the pictures."""
     record = readers.measurement(opened.run)
     found = results.scores(record["rows"]) if record else []
     if not found:
-        st.caption("Nothing has been unlearned in this run. Unlearn one label and score it with:")
-        st.code(f"denoscope unlearn --run {opened.run.folder} --object star", language="bash")
         return
-    st.caption(
-        "The concept is removed by editing features while the model generates; an independent judge scores the images."
-    )
+    st.subheader("Unlearning")
     st.dataframe(results.table(found), hide_index=True, alt="Unlearning scores with 95 % intervals")
-    left, right = st.columns([3, 2], vertical_alignment="center")
-    with left:
-        figure = figures.intervals(results.chart_rows(found), x_title="share, with 95 % interval")
-        st.plotly_chart(
-            figure,
-            config=figures.CONFIG,
-            key="home_unlearning",
-            alt="Scores of the edited models with their intervals, as in the table",
-        )
-    with right:
-        meanings = (f"**{results.METRICS[metric]}**: {text}." for metric, text in results.MEANINGS.items())
-        st.caption("\n\n".join(meanings))
+    with st.container(horizontal=True):
+        st.page_link(UNLEARNING_PAGE, label="Before and after, and what the columns mean", icon=":material/ink_eraser:")
+        st.page_link(STEERING_PAGE, label="A feature pushed up and down", icon=":material/tune:")
 
 
 def browser(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
@@ -217,6 +203,40 @@ def quality(opened: Opened, metrics: dict[str, object], frame: pd.DataFrame, bun
         )
 
 
+def dictionary_map(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
+    """Every living feature as a point; a click opens it."""
+    figure = figures.feature_map(browse.map_groups(frame, browse.labelled(bundle)))
+    event = st.plotly_chart(
+        figure,
+        config=figures.CONFIG,
+        key="home_map",
+        on_select="rerun",
+        selection_mode="points",
+        alt="Map of the features: neighbours write similar vectors; colour is the factor they tell best",
+    )
+    st.caption(
+        "Each point is a feature, near others whose decoder rows are alike (two principal axes); the colour is the "
+        "factor it tells best. A click opens it. A way to look around, not evidence: neighbours in the full space are "
+        "on the feature's page."
+    )
+    if points := event["selection"]["points"]:
+        st.switch_page(FEATURE_PAGE, query_params={links.FEATURE: str(points[0]["customdata"])})
+
+
+def others(opened: Opened) -> None:
+    """Results of other commands in the same folder, and where to read them."""
+    listed = [finding for finding in shell.found() if finding.path != opened.run.results]
+    if not listed:
+        return
+    st.subheader("Results in this folder")
+    with st.grid(columns=3, min_column_width=280):
+        for finding in listed:
+            page, key = shell.page_of(finding)
+            with st.container(border=True, gap="xxsmall"):
+                st.page_link(page, label=shell.problem_text(finding.title), query_params={key: finding.label})
+                st.caption(shell.problem_text(finding.label))
+
+
 def collection(store: readers.Collected) -> None:
     """What was recorded, from which model."""
     st.subheader("The collection")
@@ -273,12 +293,13 @@ def page() -> None:
         with reading("The feature bundle"):
             concepts(bundle)
     with reading("The results"):
-        if bundle is not None or opened.run.results.is_file():
-            unlearning(opened)
+        unlearning(opened)
+        others(opened)
     if bundle is not None and frame is not None:
         with reading("The feature bundle"):
             browser(frame, bundle)
             quality(opened, metrics, frame, bundle)
+            dictionary_map(frame, bundle)
     if store is not None:
         collection(store)
     if bundle is not None:
