@@ -221,6 +221,19 @@ class TestWorld:
         with pytest.raises(InvalidOption, match="expected one of canvas"):
             Place("moon")
 
+    def test_attacks_and_audits_are_refused_before_work(
+        self, model: Path, classifiers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place = Place("unlearncanvas", str(model), classifiers)
+        for asked in ({"attacks": ("paraphrase",)}, {"audit": True}):
+            with pytest.raises(InvalidOption, match="canvas only; leave out --attacks and --audit"):
+                UnlearnBench(tmp_path / "work", ("no_edit",), (("object", "Dogs"),), place=place, **asked)
+        folders = ["--model", str(model), "--classifiers", str(classifiers), "--out", str(tmp_path / "o.json")]
+        for asked in (["--attacks", "paraphrase"], ["--audit"]):
+            assert main(["bench", "unlearn", "--world", "unlearncanvas", *folders, *asked]) == FAILED
+            assert "know the words and pictures of canvas only" in capsys.readouterr().err
+        assert not (tmp_path / "work").exists() and not (tmp_path / "o").exists()
+
 
 class TestBenchmark:
     def test_the_model_draws_with_ddim(self, model: Path) -> None:

@@ -80,6 +80,26 @@ class AuditResult:
             values[sites.index(row.place), steps.index(row.step)] = row.value
         return sites, steps, values
 
+    def means(self) -> dict[str, float | None]:
+        """Means over places and steps, None where nothing was measured.
+
+        ``probe_unedited``, ``probe_moved`` and ``probe_inside`` are the accuracies from unedited to unedited, unedited
+        to edited, and edited to edited; ``probe_meaningless`` and ``probe_null`` belong to the last.
+        """
+        inside = self.select("probe", "edited", "edited")
+        edited = self.select("denoising", tested="edited")
+        found = {
+            "probe_unedited": [row.value for row in self.select("probe", "unedited", "unedited")],
+            "probe_moved": [row.value for row in self.select("probe", "unedited", "edited")],
+            "probe_inside": [row.value for row in inside],
+            "probe_meaningless": [row.meaningless for row in inside],
+            "probe_null": [row.null for row in inside],
+            "denoising_unedited": [row.value for row in self.select("denoising", tested="unedited")],
+            "denoising": [row.value for row in edited],
+            "denoising_null": [row.null for row in edited],
+        }
+        return {name: float(np.mean(values)) if values else None for name, values in found.items()}
+
     def to_rows(self) -> list[dict[str, Any]]:
         """JSON records."""
         return [{"factor": self.factor, "label": self.label} | asdict(row) for row in self.rows]

@@ -238,24 +238,7 @@ def _audit(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
 
     edits = _chosen_edits(bench, name, factor, label)
     result = audit(bench.world.audit_task(bench.pipe, edits, factor, label))
-    inside = result.select("probe", "edited", "edited")
-    means = {
-        "probe_unedited": [row.value for row in result.select("probe", "unedited", "unedited")],
-        "probe_moved": [row.value for row in result.select("probe", "unedited", "edited")],
-        "probe_inside": [row.value for row in inside],
-        "probe_meaningless": [row.meaningless for row in inside],
-        "probe_null": [row.null for row in inside],
-        "denoising_unedited": [row.value for row in result.select("denoising", tested="unedited")],
-        "denoising": [row.value for row in result.select("denoising", tested="edited")],
-        "denoising_null": [row.null for row in result.select("denoising", tested="edited")],
-    }
-    return {
-        "method": name,
-        "factor": factor,
-        "label": label,
-        "means": {key: float(np.mean(values)) if values else None for key, values in means.items()},
-        "rows": result.to_rows(),
-    }
+    return {"method": name, "factor": factor, "label": label, "means": result.means(), "rows": result.to_rows()}
 
 
 def _chosen_edits(bench: Bench, name: str, factor: str, label: str) -> Edits:
