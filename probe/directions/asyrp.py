@@ -55,7 +55,7 @@ class Asyrp(OptimisedFinder):
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> prompts = ["a blue cup on white background in flat style"]
         >>> objective = PromptContrast(model, "a red cup in flat style", "a blue cup in flat style")
-        >>> found = Asyrp(objective=objective, iterations=1, batch=1).fit(model, prompts)
+        >>> found = Asyrp(objective=objective, levels=(-4.0, 0.0, 4.0), iterations=1, batch=1).fit(model, prompts)
         >>> images = generate(model.pipe, prompts, [0], interventions=[found.edit(strength=1.0)])
     """
 

@@ -46,9 +46,9 @@ class JacobianSpectrum(OperatorFinder):
         >>> from probe.model import PipelineEps, load_pipeline
         >>> model = PipelineEps(load_pipeline("canvas"))
         >>> points = trajectory(model, "a red star in flat style", seed=0, steps=5)
-        >>> found = JacobianSpectrum(k=3, tol=0.1).fit(model, points[2:4])
-        >>> len(found.log_snr_), len(found.rank_)
-        (2, 2)
+        >>> found = JacobianSpectrum(k=3, probes=4, tol=0.1).fit(model, points[2:3])
+        >>> found.singular_values_.shape, found.rank_.shape
+        ((1, 3), (1,))
     """
 
     k: int = 20

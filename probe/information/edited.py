@@ -45,9 +45,16 @@ class Edited:
         InvalidRequest: a name for several sites, or another port.
 
     Example:
-        >>> away = Edited(model, "mid_block", without_direction(v), "direction 3 away")
-        >>> table = measure(model, x, [Column("intact", captions), Column("away", captions, model=away)], nodes)
-        >>> information(table, "intact", given="away").maps
+        >>> import torch
+        >>> from probe.information import Column, Edited, Nodes, information, measure, without_direction
+        >>> from probe.model import PipelineEps, load_pipeline
+        >>> model, captions = PipelineEps(load_pipeline("canvas")), ["a red star in flat style", "a blue cup"]
+        >>> x = torch.randn(2, *model.sample_shape)  # clean latents of two images
+        >>> away = Edited(model, "mid_block", without_direction(torch.randn(128)), "a direction away")
+        >>> columns = [Column("intact", captions), Column("away", captions, model=away)]
+        >>> table = measure(model, x, columns, Nodes(4, model.log_snr_range))
+        >>> information(table, "intact", given="away").maps.shape
+        (2, 16, 16)
     """
 
     def __init__(self, model: PipelineEps, site: str, change: Change, name: str) -> None:

@@ -135,7 +135,7 @@ def attention_maps(
         >>> from probe.lenses import attention_maps
         >>> from probe.model import load_pipeline
         >>> pipe = load_pipeline("canvas")
-        >>> found = attention_maps(pipe, ["a red star on dark background in flat style"], ["star"], seeds=[0])
+        >>> found = attention_maps(pipe, ["a red star on dark background in flat style"], ["star"], seeds=[0], steps=5)
         >>> found.heat().shape
         (1, 1, 8, 8)
     """

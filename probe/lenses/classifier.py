@@ -47,6 +47,15 @@ def classify_images(
         InvalidRequest: as ``measure`` and ``classify``.
 
     Cost: images x nodes x classes denoiser evaluations, without guidance.
+
+    Example:
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import classify_images
+        >>> from probe.model import load_pipeline
+        >>> classes = {name: f"a {name}" for name in ("star", "cup", "fish")}
+        >>> found = classify_images(load_pipeline("canvas"), render_batch(range(2)).images, classes, nodes=4)
+        >>> found.posterior.shape
+        (2, 3)
     """
     model = PipelineEps(pipe)
     x0 = encode(pipe, images, model.sample_shape)

@@ -42,6 +42,16 @@ def correspond(
 
     Raises:
         InvalidRequest: shapes that do not fit, or points outside.
+
+    Example:
+        >>> import numpy as np
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import correspond, diffusion_features
+        >>> from probe.model import load_pipeline
+        >>> found = diffusion_features(load_pipeline("canvas"), render_batch(range(2)).images, "up_blocks.1", [2.0])
+        >>> maps = found.maps["unet.up_blocks.1:out"][0]
+        >>> correspond(maps[0], maps[1], np.array([[0.5, 0.4], [0.3, 0.6]]), grid=(32, 32)).points.shape
+        (2, 2)
     """
     points = np.asarray(points, np.float64)
     if source.ndim != 3 or target.ndim != 3 or source.shape[0] != target.shape[0]:

@@ -67,6 +67,13 @@ def drift(
         InvalidRequest: the branch is not computed.
 
     Cost: one generation a site.
+
+    Example:
+        >>> from probe.lenses import drift
+        >>> from probe.model import load_pipeline
+        >>> found = drift(load_pipeline("canvas"), "mid_block", ["a red star in flat style"], [0], steps=4)
+        >>> found.cka["unet.mid_block:out"].shape
+        (4, 4)
     """
     default = generation_defaults(pipe)
     steps, guidance = steps or default.steps, default.guidance if guidance is None else guidance

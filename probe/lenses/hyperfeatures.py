@@ -34,6 +34,18 @@ class Hyperfeatures:
         seed: of the initial bottlenecks and the order of pairs.
 
     After ``fit``: ``sites_``, ``weights_`` (sites, levels), which sum to one, and ``loss_`` (steps,).
+
+    Example:
+        >>> import numpy as np
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import Hyperfeatures, diffusion_features
+        >>> from probe.model import load_pipeline
+        >>> sites = ["mid_block", "up_blocks.0", "up_blocks.1"]
+        >>> found = diffusion_features(load_pipeline("canvas"), render_batch(range(2)).images, sites, [0.0, 2.0])
+        >>> matched = np.array([[0.3, 0.4], [0.5, 0.5], [0.7, 0.6]])  # in both images
+        >>> mixed = Hyperfeatures(steps=20).fit(found.maps, [(0, 1)], [(matched, matched)])
+        >>> mixed.weights_.shape, mixed.transform(found.maps).shape
+        ((3, 2), (2, 64, 16, 16))
     """
 
     def __init__(

@@ -112,6 +112,16 @@ def invert_images(
         UnsupportedPipeline: the sampler is not DDIM.
 
     Cost: two generations.
+
+    Example:
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import invert_images
+        >>> from probe.model import load_pipeline
+        >>> pipe, shown = load_pipeline("canvas"), render_batch(range(1))
+        >>> found = invert_images(pipe, shown.images, shown.captions, steps=5)
+        >>> bool((found.state_error < 1e-5).all())
+        True
+        >>> other = found.draw(pipe, ["a blue cup on white background in neon style"], guidance=2.0)
     """
     if method not in get_args(Method):
         raise InvalidRequest(f"invert_images: method {method!r}; expected one of {', '.join(get_args(Method))}.")

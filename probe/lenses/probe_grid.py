@@ -74,6 +74,14 @@ def probe_grid(
 
     Raises:
         InvalidRequest: numbers that do not fit, or fewer than two labels in the teaching half.
+
+    Example, after ``denoscope collect --sites mid_block unet:in --prompts canvas:16 --steps 2 --out runs/x``:
+        >>> from activations_store import ActivationStore
+        >>> from probe.lenses import probe_grid, store_vectors
+        >>> store = ActivationStore.open("runs/x/store")
+        >>> vectors, samples = store_vectors(store, ["unet.mid_block:out"])
+        >>> probe_grid(vectors, store.labels("background")[samples], shuffles=1).accuracy.shape
+        (1, 2)
     """
     names, n = np.asarray(labels), len(labels)
     steps = {v.shape[0] for v in vectors.values()}

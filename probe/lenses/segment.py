@@ -43,6 +43,14 @@ def normalised_cut(
 
     Raises:
         InvalidRequest: not a map, not finite, or more than 4,096 cells.
+
+    Example:
+        >>> from probe.canvas import render_batch
+        >>> from probe.lenses import diffusion_features, normalised_cut
+        >>> from probe.model import load_pipeline
+        >>> found = diffusion_features(load_pipeline("canvas"), render_batch(range(1)).images, "up_blocks.1", [2.0])
+        >>> normalised_cut(found.maps["unet.up_blocks.1:out"][0, 0], max_segments=2).shape
+        (16, 16)
     """
     if features.ndim != 3 or not np.isfinite(features).all() or not 2 <= features[0].size <= MAX_CELLS:
         raise InvalidRequest(

@@ -85,6 +85,13 @@ def text_lens(
         UnsupportedPipeline: there is no such encoder, or its layers are not found.
 
     Cost: a generation a layer.
+
+    Example:
+        >>> from probe.lenses import text_lens
+        >>> from probe.model import load_pipeline
+        >>> found = text_lens(load_pipeline("canvas"), ["a red star in flat style"], [0], steps=2)
+        >>> found.layers, found.images.shape
+        ((0, 1, 2), (3, 1, 64, 64, 3))
     """
     paths = encoder_layers(pipe, encoder)
     chosen = tuple(range(len(paths) + 1)) if layers is None else tuple(layers)

@@ -100,12 +100,13 @@ def trace(
     Cost: 3 + 2 sites x windows generations of the batch; the values of all sites are kept, 4 bytes each.
 
     Example:
+        >>> from probe.lenses import trace
         >>> from probe.model import load_pipeline
         >>> clean, other = "a red star on dark background in flat style", "a red cup on dark background in flat style"
-        >>> found = trace(load_pipeline("canvas"), [clean] * 2, [other] * 2, [0, 1], ["mid_block", "up_blocks.0"],
-        ...               windows=[range(10)])
+        >>> pipe, windows = load_pipeline("canvas"), [range(3)]
+        >>> found = trace(pipe, [clean] * 2, [other] * 2, [0, 1], "up_blocks.0", windows=windows, steps=3)
         >>> found.mean().shape
-        (2, 1)
+        (1, 1)
     """
     if into not in ("corrupted", "clean"):
         raise InvalidRequest(f"trace: into {into!r}; expected 'corrupted' or 'clean'.")
