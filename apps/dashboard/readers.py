@@ -286,7 +286,7 @@ def unlearned(run: Run) -> list[str]:
     """Names of the edits whose images are kept."""
     folder = run.folder / "unlearn"
     names = [child.name for child in sorted(folder.iterdir()) if child.is_dir()] if folder.is_dir() else []
-    return [name for name in names if name not in ("baseline", "steer")]
+    return [name for name in names if name not in ("baseline", "steer", "unedited")]
 
 
 def steered(run: Run, n_prompts: int = 4) -> bytes | None:
