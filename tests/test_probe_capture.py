@@ -122,6 +122,20 @@ def test_prompt_files(tmp_path):
     assert read_prompts(tmp_path / "p.jsonl").seeds is None
 
 
+def test_line_breaks_and_nulls_in_prompt_files_stay_what_they_are(tmp_path):
+    """Quoted fields may hold line breaks, text may hold U+2028 and U+0085, and null is no label."""
+    (tmp_path / "p.csv").write_text(
+        'prompt,style\r\n"a red\nstar",flat\r\na\u2028moon,\r\n', encoding="utf-8", newline=""
+    )
+    table = read_prompts(tmp_path / "p.csv")
+    assert table.prompts == ("a red\nstar", "a\u2028moon") and table.labels == {"style": ("flat", "")}
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a\u2028b", "x": null}\r\n', encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "p.jsonl").prompts == ("a\u2028b",)
+    assert read_prompts(tmp_path / "p.jsonl").labels == {"x": ("",)}
+    (tmp_path / "p.txt").write_text("a\x85b\r\n c\n", encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "p.txt").prompts == ("a\x85b", "c")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -134,6 +148,7 @@ def test_prompt_files(tmp_path):
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "y", "z": 1}\n', PromptFileError, "line 2 has the fields prompt, z"),
         ("a.jsonl", b'{"prompt": 3}\n', PromptFileError, "line 1: the prompt is 3"),
         ("a.txt", b"\xff\xfe\x00", PromptFileError, "not UTF-8"),
+        ("a.csv", b"prompt,label_x,x\ny,1,2\n", PromptFileError, "gives a label twice: label_x, x"),
         ("a.docx", b"x", PromptFileError, "expected .txt, .csv, .jsonl"),
     ],
 )

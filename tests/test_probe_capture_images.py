@@ -80,6 +80,7 @@ def test_a_folder_without_a_table(folder):
         ("file_name\nnone.png\n", "'none.png' is not a file in"),
         ("file_name\n../outside.png\n", "'../outside.png' is not a file in"),
         ("file_name,mask\n0.png,none.png\n", "'none.png' is not a file in"),
+        ("file_name,label_x,x\n0.png,1,2\n", "gives a label twice: label_x, x"),
     ],
 )
 def test_bad_tables(folder, table, message):

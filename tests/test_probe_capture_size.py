@@ -15,7 +15,7 @@ import torch
 from conftest import build_tiny_pipeline
 
 from activations_store.errors import NonFiniteActivations, PlanMismatch
-from probe.capture import CapturePlan, TokenLayout, collect, estimate, nonfinite, store_spec
+from probe.capture import CapturePlan, TokenLayout, collect, estimate, memory, nonfinite, store_spec
 from probe.capture import size as size_module
 from probe.errors import InvalidPlan, NotAMap, NotEnoughMemory, NotEnoughSpace
 from probe.model import schedule
@@ -105,6 +105,18 @@ def test_what_does_not_fit_the_memory_is_refused(tiny_pipe, tmp_path, monkeypatc
     with pytest.raises(NotEnoughMemory, match="only 10 kB are available.*max_samples_per_shard=1 takes"):
         collect(tiny_pipe, make_plan(tiny_pipe), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_cached_files_count_as_available_memory(tmp_path, monkeypatch):
+    """What a process wrote stays in its group's count until memory is asked for; it must not refuse the next run."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    machine = memory.available_memory()
+    stat = "anon 2000000\nfile 97000000\ninactive_file 90000000\nactive_file 6000000\nshmem 1000000\n"
+    for name, text in (("memory.max", "100000000\n"), ("memory.current", "99000000\n"), ("memory.stat", stat)):
+        (tmp_path / name).write_text(text)
+    assert memory.available_memory() == 97_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine is None or memory.available_memory() > 97_000_000  # type: ignore[operator]
 
 
 _CHILD = """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from activations_store.storage.objects import Place, place
 from probe.capture.collect import open_source
+from probe.capture.image_files import png_bytes
 from probe.capture.image_plan import ImagePlan
 from probe.capture.memory import current_memory, peak_memory
 from probe.capture.plan import CapturePlan
@@ -110,7 +109,8 @@ def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Place | N
         raise NotEnoughMemory(
             f"estimate: a batch of {batch} samples does not fit the memory of {device}; lower batch_size."
         ) from error
-    per_sample = _png_bytes(trial.images) + trial.other_bytes
+    images = 0.0 if trial.images is None else float(np.mean([len(png_bytes(image)) for image in trial.images]))
+    per_sample = images + trial.other_bytes
     n_image_files = plan.n_samples * (trial.images is not None) + source.n_extra_files
     use = disk_use(source, image_bytes=per_sample, n_image_files=n_image_files)
     spec = spec_of(source)
@@ -140,15 +140,3 @@ def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Place | N
 def _device(source: Source) -> torch.device | None:
     device = next(denoiser(source.pipe)[1].parameters()).device
     return device if device.type == "cuda" else None
-
-
-def _png_bytes(images: np.ndarray | None) -> float:
-    """Mean size of images as PNG; 0 if there are none."""
-    if images is None:
-        return 0.0
-    sizes = []
-    for image in images:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, format="PNG")
-        sizes.append(file.tell())
-    return float(np.mean(sizes))

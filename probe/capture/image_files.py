@@ -133,7 +133,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _from_table(path: Path) -> tuple[list[str], list[str], list[str], dict[str, list[str]]]:
     try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True)
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
         columns, rows = list(reader.fieldnames or ()), list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ImageFileError(f"images: {path.name} is not CSV in UTF-8: {error}.") from error
@@ -146,7 +146,10 @@ def _from_table(path: Path) -> tuple[list[str], list[str], list[str], dict[str, 
             )
     text = next((c for c in ("prompt", "text") if c in columns), None)
     given = {"file_name", text, "mask"}
-    labels = {c.removeprefix("label_"): [row[c].strip() for row in rows] for c in columns if c not in given}
+    factors = [c for c in columns if c not in given]
+    labels = {c.removeprefix("label_"): [row[c].strip() for row in rows] for c in factors}
+    if len(labels) < len(factors):
+        raise ImageFileError(f"images: {path.name} gives a label twice: {', '.join(sorted(factors))}.")
     masks = [row.get("mask", "").strip() for row in rows]
     for name in masks:
         if name:

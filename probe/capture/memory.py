@@ -12,7 +12,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def available_memory() -> int | None:
     """Bytes that this process could still take without swapping; None if the system does not say.
 
-    The smaller of what the machine has free and what the process's control group leaves.
+    The smaller of what the machine has free and what the process's control group leaves; of the group's own count,
+    cached files are left out, since the system drops them when memory is asked for.
     """
     found = []
     try:
@@ -24,7 +25,9 @@ def available_memory() -> int | None:
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit != "max":
-            found.append(int(limit) - int((_CGROUP / "memory.current").read_text(encoding="ascii")))
+            counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+            cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+            found.append(int(limit) - int((_CGROUP / "memory.current").read_text(encoding="ascii")) + cached)
     except OSError:  # no control group of the second kind
         pass
     return max(0, min(found)) if found else None

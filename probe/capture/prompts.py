@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,11 +34,9 @@ class PromptSet:
 def read_prompts(path: str | Path) -> PromptSet:
     """Read a prompt file.
 
-    ``.txt``: one prompt a line; empty lines and lines that begin with ``#`` are skipped. ``.csv`` with a
-    header and ``.jsonl``
-    with one object a line: ``prompt`` is required, ``seed`` optional, every other column is a label, with or
-        without the
-    prefix ``label_``.
+    ``.txt``: one prompt a line; empty lines and lines that begin with ``#`` are skipped. ``.csv`` with a header and
+    ``.jsonl`` with one object a line: ``prompt`` is required, ``seed`` optional, every other column is a label, with or
+    without the prefix ``label_``; null is no label.
 
     Raises:
         PromptFileNotFound: no such file.
@@ -56,7 +55,7 @@ def read_prompts(path: str | Path) -> PromptSet:
             f"prompts: {path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8."
         ) from error
     if path.suffix == ".txt":
-        lines = tuple(line.strip() for line in text.splitlines())
+        lines = tuple(line.strip() for line in text.split("\n"))
         prompts = tuple(line for line in lines if line and not line.startswith("#"))
         return PromptSet(_not_empty(prompts, path))
     rows = list(_csv_rows(text, path) if path.suffix == ".csv" else _jsonl_rows(text, path))
@@ -64,14 +63,13 @@ def read_prompts(path: str | Path) -> PromptSet:
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
                 raise PromptFileError(
-                    f"prompts: {path.name} line {reader.line_num} does not have the "
-                    f"{len(reader.fieldnames or ())} fields "
-                    "of the header; quote fields that contain commas."
+                    f"prompts: {path.name} line {reader.line_num} does not have the {len(reader.fieldnames or ())} "
+                    "fields of the header; quote fields that contain commas."
                 )
             yield reader.line_num, row
     except csv.Error as error:
@@ -79,7 +77,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: text may hold U+2028
         if not line.strip():
             continue
         try:
@@ -101,9 +99,8 @@ def _from_rows(rows: list[tuple[int, dict[str, Any]]], path: Path) -> PromptSet:
     for number, row in rows:
         if set(row) != set(columns):
             raise PromptFileError(
-                f"prompts: {path.name} line {number} has the fields {', '.join(row)}; expected "
-                f"{', '.join(columns)} as in "
-                "the first row."
+                f"prompts: {path.name} line {number} has the fields {', '.join(row)}; expected {', '.join(columns)} as "
+                "in the first row."
             )
         prompt = row["prompt"]
         if not isinstance(prompt, str):
@@ -112,8 +109,10 @@ def _from_rows(rows: list[tuple[int, dict[str, Any]]], path: Path) -> PromptSet:
         if "seed" in columns:
             seeds.append(_seed(row["seed"], number, path))
         for column, values in labels.items():
-            values.append(str(row[column]).strip())
+            values.append("" if row[column] is None else str(row[column]).strip())
     named = {column.removeprefix("label_"): tuple(values) for column, values in labels.items()}
+    if len(named) < len(labels):
+        raise PromptFileError(f"prompts: {path.name} gives a label twice: {', '.join(sorted(labels))}.")
     return PromptSet(tuple(prompts), tuple(seeds) if "seed" in columns else None, named)
 
 

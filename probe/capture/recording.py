@@ -86,8 +86,8 @@ class Recording:
             if not is_count(seed, least=0) or seed > _MAX_SEED:
                 raise InvalidPlan(f"plan: seed {seed!r} is not an integer from 0 to 2**63 - 1.")
         for factor, values in self.labels.items():
-            if not factor.isidentifier():
-                raise InvalidPlan(f"plan: label {factor!r} is not a plain name (letters, digits and _).")
+            if not (factor.isidentifier() and factor.isascii() and len(factor) <= 64):
+                raise InvalidPlan(f"plan: label {factor!r} is not a plain name (a to z, digits and _, at most 64).")
             if len(values) != len(self.prompts):
                 raise InvalidPlan(f"plan: label {factor!r} has {len(values)} values for {len(self.prompts)} prompts.")
 

@@ -1,7 +1,6 @@
 """Sites: named tensors of a model, ``module path : port``, for example ``unet.up_blocks.1.attentions.1:out``.
 
-Ports: ``in`` and ``out`` are the module's input and output map, ``delta`` is out - in (what a residual block
-    adds).
+Ports: ``in`` and ``out`` are the module's input and output map, ``delta`` is out - in (what a residual block adds).
 """
 
 from __future__ import annotations

@@ -38,8 +38,7 @@ def find_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot
         key, value = next(iter(tensors.items()))
         return Slot(key, value)
     raise UnsupportedSite(
-        f"site {name}: the module is called without a single input tensor (found "
-        f"{', '.join(tensors) or 'none'}); "
+        f"site {name}: the module is called without a single input tensor (found {', '.join(tensors) or 'none'}); "
         "choose the output port or another module."
     )
 
@@ -68,8 +67,7 @@ def find_output(name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str,
         slots = [slot for slot in slots if slot.tensor.shape == shape]
     if len(slots) != 1:
         raise UnsupportedSite(
-            f"site {name}: the module returns {type(output).__name__} with {len(slots)} tensors shaped like "
-            "its input, "
+            f"site {name}: the module returns {type(output).__name__} with {len(slots)} tensors shaped like its input, "
             "expected exactly one; choose a module inside it."
         )
     return slots[0]
@@ -112,8 +110,7 @@ def delta(name: str, out: torch.Tensor, inp: torch.Tensor) -> torch.Tensor:
     """
     if out.shape != inp.shape:
         raise UnsupportedSite(
-            f"site {name}: input {tuple(inp.shape)} and output {tuple(out.shape)} differ in shape, so there "
-            "is no delta; "
-            "use the out port."
+            f"site {name}: input {tuple(inp.shape)} and output {tuple(out.shape)} differ in shape, so there is no "
+            "delta; use the out port."
         )
     return out - inp

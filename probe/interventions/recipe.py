@@ -65,7 +65,7 @@ class Recipe:
 
         Raises:
             RecipeExists: there is a recipe in the folder.
-            InvalidIntervention: an edit uses a dictionary that is not a TopK autoencoder.
+            InvalidIntervention: an edit uses a dictionary that cannot be taken over as tensors (`as_dictionary`).
         """
         folder = Path(folder)
         if (folder / JSON_FILE).exists():
@@ -134,14 +134,13 @@ class Recipe:
             found = hashlib.sha256(data).hexdigest()
             if found != record["tensors_sha256"]:
                 raise RecipeError(
-                    f"recipe: {TENSOR_FILE} in {str(folder)!r} does not belong to its {JSON_FILE} (hash "
-                    f"{found[:12]}, "
+                    f"recipe: {TENSOR_FILE} in {str(folder)!r} does not belong to its {JSON_FILE} (hash {found[:12]}, "
                     f"expected {str(record['tensors_sha256'])[:12]}); copy the folder again."
                 )
             tensors = load_tensors(data)
             items = tuple(_item_of(item, tensors.__getitem__) for item in record["interventions"])
             return cls(items, record["fingerprint"], record["about"])
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as error:
             if isinstance(error, ProbeError):
                 raise
             raise RecipeError(f"recipe: {str(folder)!r} is damaged: {type(error).__name__}: {error}.") from error

@@ -162,13 +162,12 @@ class SamplerEdits:
             if not strength:
                 continue
             same = for_x0 is for_direction
-            old = for_x0
             if where.item.inject != "direction":
                 for_x0 = self._edit_output(where, strength, for_x0, z, level)
             if where.item.inject == "both" and same:
                 for_direction = for_x0
             elif where.item.inject != "x0":
-                for_direction = self._edit_output(where, strength, for_direction if not same else old, z, level)
+                for_direction = self._edit_output(where, strength, for_direction, z, level)
         return for_x0, for_direction
 
     def _edit_output(

@@ -7,7 +7,7 @@
                   reconstructs: mean (x - x_hat')^2 >= tau                   Interpret-then-Deactivate (2025,
                                                                               arXiv 2503.09447)
 
-All write back x' = x + (z' - z) W_dec, as in ``features.py``. Costs the full encoder for every row.
+All write back x' = x + (z' - z) W_dec, as in ``feature_op.py``. Costs the full encoder for every row.
 """
 
 from __future__ import annotations
@@ -20,17 +20,8 @@ import torch
 
 from probe.errors import InvalidIntervention
 from probe.interventions.dictionary import feature_directions
-from probe.interventions.features import FeatureOp, dictionary_of, dictionary_record, feature_table, value_table
-from probe.interventions.ops import (
-    Pack,
-    StepContext,
-    TableLike,
-    Unpack,
-    Weight,
-    add_change,
-    check_table,
-    timesteps_of,
-)
+from probe.interventions.feature_op import FeatureOp
+from probe.interventions.ops import Pack, StepContext, TableLike, Unpack, Weight, add_change, timesteps_of
 from probe.interventions.patching import overwrite
 
 
@@ -46,12 +37,11 @@ class NormScaleFeatures(FeatureOp):
     """
 
     kind: ClassVar[str] = "norm_scale_features"
+    TABLES: ClassVar[tuple[str, ...]] = ("multipliers", "thresholds")
+    AT_LEAST_ZERO: ClassVar[tuple[str, ...]] = ("thresholds",)
     multipliers: TableLike = -1.0
     thresholds: TableLike = 0.0
     timesteps: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _tables(self, "multipliers", "thresholds")
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
         row, used, features = self.chosen(x, context)
@@ -63,13 +53,6 @@ class NormScaleFeatures(FeatureOp):
         sizes = feature_directions(self.at(x, context), features).norm(dim=-1).to(x.device)
         new = gain * code.norm(dim=-1, keepdim=True) / sizes * z
         return self.write_back(x, torch.where(z > above, new - z, 0.0), features, weight, context)
-
-    def to_record(self, pack: Pack) -> dict[str, Any]:
-        return _record(self, pack, "multipliers", "thresholds")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> NormScaleFeatures:
-        return cls(*_fields(record, unpack, "multipliers", "thresholds"), timesteps=timesteps_of(record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +71,11 @@ class ReplaceFlagged(FeatureOp):
     """
 
     kind: ClassVar[str] = "replace_flagged"
+    TABLES: ClassVar[tuple[str, ...]] = ("thresholds",)
+    AT_LEAST_ZERO: ClassVar[tuple[str, ...]] = ("thresholds",)
     thresholds: TableLike = 0.0
     seed: int = 0
     timesteps: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _tables(self, "thresholds")
 
     def apply(self, x: torch.Tensor, weight: Weight, context: StepContext) -> torch.Tensor:
         row, used, features = self.chosen(x, context)
@@ -111,12 +93,11 @@ class ReplaceFlagged(FeatureOp):
         return overwrite(x, new, weight) if bool((new != x).any()) else x
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
-        return _record(self, pack, "thresholds") | {"seed": self.seed}
+        return super().to_record(pack) | {"seed": self.seed}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> ReplaceFlagged:
-        fields = _fields(record, unpack, "thresholds")
-        return cls(*fields, seed=int(record["seed"]), timesteps=timesteps_of(record))
+        return cls(**cls.fields_of(record, unpack), seed=int(record["seed"]), timesteps=timesteps_of(record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +118,7 @@ class DeactivateFeatures(FeatureOp):
     keep_error: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", feature_table("DeactivateFeatures", self.dictionary, self.features))
+        super().__post_init__()
         if not float(self.tau) >= 0 or self.table("features").shape[0] != 1:
             raise InvalidIntervention("DeactivateFeatures: expected tau of at least 0 and one set of features.")
 
@@ -157,31 +138,15 @@ class DeactivateFeatures(FeatureOp):
         return add_change(x, torch.where(gate[:, None, None], rebuilt - x, 0.0), weight)
 
     def to_record(self, pack: Pack) -> dict[str, Any]:
-        record = {"multiplier": self.multiplier, "tau": self.tau, "keep_error": self.keep_error}
-        dictionary = {"dictionary": dictionary_record(self.dictionary, pack)}
-        return dictionary | {"features": pack(self.table("features"))} | record
+        record = super().to_record(pack) | {
+            "multiplier": self.multiplier,
+            "tau": self.tau,
+            "keep_error": self.keep_error,
+        }
+        del record["timesteps"]  # one set of features for all steps
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> DeactivateFeatures:
-        dictionary = dictionary_of(record["dictionary"], unpack)
-        fields = (float(record["multiplier"]), float(record["tau"]), bool(record["keep_error"]))
-        return cls(dictionary, unpack(record["features"]), *fields)
-
-
-def _tables(op: Any, *names: str) -> None:
-    what = type(op).__name__
-    object.__setattr__(op, "features", feature_table(what, op.dictionary, op.features))
-    for name in names:
-        object.__setattr__(op, name, value_table(f"{what}: {name}", getattr(op, name), op.features))
-    if bool((op.thresholds < 0).any()):
-        raise InvalidIntervention(f"{what}: a threshold is negative; codes are at least 0.")
-    object.__setattr__(op, "timesteps", check_table(what, len(op.features), op.timesteps))
-
-
-def _record(op: FeatureOp, pack: Pack, *names: str) -> dict[str, Any]:
-    tables = {name: pack(op.table(name)) for name in ("features", *names)}
-    return {"dictionary": dictionary_record(op.dictionary, pack), "timesteps": getattr(op, "timesteps")} | tables  # noqa: B009
-
-
-def _fields(record: Mapping[str, Any], unpack: Unpack, *names: str) -> list[Any]:
-    return [dictionary_of(record["dictionary"], unpack), *(unpack(record[name]) for name in ("features", *names))]
+        numbers = {"multiplier": float(record["multiplier"]), "tau": float(record["tau"])}
+        return cls(**cls.fields_of(record, unpack), **numbers, keep_error=bool(record["keep_error"]))
