@@ -168,7 +168,7 @@ def made_from(finding: Finding) -> list[str]:
         finding.label,
         f"{machine.get('processor', 'unknown processor')}, {machine.get('cores', '?')} cores",
         f"model on {finding.record.get('device', '?')}",
-        " ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
+        ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python"),
         f"commit {str(git['commit'])[:8]}" if git.get("commit") else "",
     ]
 
