@@ -1,16 +1,21 @@
-"""denoscope directions: from a store to a direction and a recipe that replays."""
+"""denoscope directions: from a store or a model to a direction and a recipe that replays."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from apps.cli import FAILED, main
+from activations_store import ActivationStore
+from apps.cli import FAILED, build_parser, main
+from apps.directions.cost import counted
+from apps.directions.on_model import fit, fit_of, mask_of
 from probe.capture import CapturePlan, collect
 from probe.directions import load_direction
 from probe.interventions import Recipe
-from probe.model import load_pipeline
+from probe.model import PipelineEps, generate, load_pipeline
 
 SITE = "unet.mid_block:out"
 
@@ -25,6 +30,113 @@ def run_folder(tiny_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "x"
     collect(pipe, plan, folder / "store")
     return folder
+
+
+@pytest.fixture(scope="module")
+def state_folder(tiny_folder, tmp_path_factory) -> Path:
+    pipe = load_pipeline(tiny_folder)
+    plan = CapturePlan.for_pipeline(pipe, "unet:in", ["a red star", "a blue star"], seeds=[0, 0], images=False)
+    folder = tmp_path_factory.mktemp("runs") / "state"
+    collect(pipe, plan, folder / "store")
+    return folder
+
+
+STAR = ["--prompt", "a red star"]
+PAIR = [*STAR, "--without", "a blue star"]
+TRAINED = ["--iterations", "2", "--samples", "4", "--steps", "2", "--components", "2"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "site", "said"),
+    [
+        ("h-jacobian", [*STAR, "--components", "2", "--mask", "0,0,1,0.5"], SITE, "residual"),
+        ("pullback", [*STAR, "--components", "2", "--component", "1", "--at-step", "1"], "sampler:x_t", "gap"),
+        ("local-edit", [*STAR, "--mask", "0,0,1,0.5", "--components", "1"], "sampler:x_t", "residual"),
+        ("concept-vector", [*PAIR, *TRAINED[:-2], "--site", "mid_block"], SITE, "loss"),
+        ("asyrp", [*PAIR, "--iterations", "1", "--view", "map"], SITE, "loss"),
+        ("noise-clr", [*STAR, "--prompt", "a cup", *TRAINED], "unet:prompt", "loss"),
+        ("token-sliders", [*STAR, *TRAINED], "unet:prompt", "loss"),
+        ("adapter-sliders", [*STAR, *TRAINED], "attn2.to_k:weight", "loss"),
+        ("text-difference", PAIR, "unet:prompt", "agreement"),
+        (
+            "text-pca",
+            [*STAR, "--prompt", "a cup", "--prompt", "a moon", "--components", "2"],
+            "unet:prompt",
+            "variance",
+        ),
+    ],
+)
+def test_a_direction_of_a_model_and_its_recipe(tmp_path, tiny_folder, tiny_pipe, capsys, method, options, site, said):
+    asked = ["directions", str(tmp_path), "--method", method, "--model", str(tiny_folder), *options]
+    assert main([*asked, "--dry-run"]) == 0
+    foretold = capsys.readouterr().out
+    assert "rows through the denoiser" in foretold and not list(tmp_path.iterdir())
+    assert main(asked) == 0
+    printed = capsys.readouterr().out
+    assert said in printed and "denoscope generate --prompt" in printed
+    pipe = load_pipeline(tiny_folder)
+    edits = Recipe.load(tmp_path / "recipes" / method, pipe).interventions
+    assert str(edits[0].where).endswith(site)
+    if method != "adapter-sliders":
+        assert load_direction(tmp_path / "directions" / method).provenance["model"]["weights_hash"]
+    image = [generate(pipe, ["a blue star"], [0], steps=3, interventions=e) for e in ((), edits)]
+    assert (image[0] != image[1]).any()
+
+
+@pytest.mark.parametrize("iterations", [3, 7])
+def test_the_foretold_cost_is_the_cost(tiny_pipe, iterations):
+    options = build_parser().parse_args(
+        ["directions", "x", "--method", "concept-vector", *PAIR, *TRAINED[2:6], "--iterations", str(iterations)]
+    )
+    model = PipelineEps(tiny_pipe)
+    plan = fit_of(options, model)
+    with counted(tiny_pipe) as cost:
+        fit(plan, model, lambda done, total: None)
+    foretold = plan.cost(model, options)
+    assert (foretold.evaluations, foretold.gradients) == (cost.evaluations, cost.gradients)
+    assert cost.gradients == 8 * iterations  # a batch each
+
+
+def test_a_state_takes_singular_triplets_from_another(state_folder, tiny_folder, capsys):
+    asked = ["directions", str(state_folder), "--method", "latent-svd", "--source", "0", "--target", "1"]
+    assert main([*asked, "--rank", "8", "--at-step", "2"]) == 0  # all of them: the whole state
+    found = load_direction(state_folder / "directions" / "latent-svd")
+    state = ActivationStore.open(state_folder / "store").site("unet:in")
+    both = [state.read(sample=i, step=2, branch="cond")[0, 0, 0] for i in (0, 1)]
+    np.testing.assert_allclose(found.basis[0, 0].numpy(), both[1] - both[0], atol=1e-2)
+    assert found.steps == (2,) and found.provenance["model"]["weights_hash"]
+    assert main([*asked[:-1], "2", "--name", "broken"]) == FAILED
+    assert "the store holds 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "h-jacobian"], "needs --prompt"),
+        (["--method", "local-edit", *STAR], "needs --mask"),
+        (["--method", "local-edit", *STAR, "--mask", "0,0,2,1"], "expected 0 <= left < right"),
+        (["--method", "local-edit", *STAR, "--mask", "nothing"], "expected an image file"),
+        (["--method", "pullback", *STAR, "--at-step", "0"], "starts from pure noise"),
+        (["--method", "pullback", *STAR, "--at-step", "9"], "from 0 to 3"),
+        (["--method", "pullback", *STAR, "--factor", "object"], "pullback has no use for --factor"),
+        (["--method", "asyrp", *STAR], "needs --without"),
+        (["--method", "token-sliders", *STAR, "--prompt", "a cup"], "one --prompt"),
+        (["--method", "text-difference", *PAIR, "--prompt", "a cup"], "in pairs"),
+        (["--method", "noise-clr", *STAR, "--component", "5"], "expected 0 to 4"),
+    ],
+)
+def test_mistakes_on_a_model_are_one_line_and_leave_nothing(tmp_path, tiny_folder, capsys, options, message):
+    assert main(["directions", str(tmp_path / "new"), "--model", str(tiny_folder), *options]) == FAILED
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_box_and_a_picture_are_the_same_mask(tmp_path):
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[8:24, :32] = 255
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    box = mask_of("0,0.25,0.5,0.75", (4, 8, 16))
+    assert box.shape == (8, 16) and float(box.sum()) == 4 * 8
+    assert bool((box == mask_of(str(tmp_path / "mask.png"), (4, 8, 16))).all())
 
 
 @pytest.mark.parametrize(
@@ -53,7 +165,7 @@ def test_a_direction_and_its_recipe(run_folder, tiny_folder, capsys, method, opt
     ("options", "message"),
     [
         (["--method", "lda"], "needs --factor and --positive"),
-        (["--method", "pca", "--factor", "object"], "uses no labels"),
+        (["--method", "pca", "--factor", "object"], "no use for --factor"),
         (["--method", "pca", "--component", "5"], "expected 0 to 4"),
         (["--factor", "object", "--positive", "moon"], "there are cup, star"),
         (["--factor", "style", "--positive", "star"], "No labels of factor"),

@@ -203,6 +203,25 @@ class TestCommand:
         assert {path for path in kept if again[path] != kept[path]} == set(lost)
         assert json.loads((out / "steer.json").read_text())["rows"] == first
 
+    def test_refuses_a_direction_of_another_model_and_names_both(
+        self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from probe.directions import random_direction
+        from probe.model import fingerprint, load_pipeline
+
+        here = fingerprint(load_pipeline(tiny_folder))
+        elsewhere = here | {"name": "another", "weights_hash": "ab" * 32}
+        for name, model in (("other", elsewhere), ("own", here)):
+            found = Direction("unet.mid_block:out", torch.ones(16), provenance={"model": model})
+            save_direction(found, tmp_path / name)
+            save_direction(random_direction(found, 0), tmp_path / f"{name}-random")  # a control is of that model too
+        for name in ("other", "other-random"):
+            assert main(self.arguments(tmp_path / name, tiny_folder, tmp_path / "x")) == FAILED
+            said = capsys.readouterr().err
+            assert all(part in said for part in (name, "'another'", "ab" * 32, "'tiny'", here["weights_hash"]))
+            assert not (tmp_path / "x").exists()
+        assert main([*self.arguments(tmp_path / "own", tiny_folder, tmp_path / "y"), "--dry-run"]) == 0
+
     def test_refuses_a_concept_that_nobody_can_judge(
         self, direction: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -116,6 +116,7 @@ def bench_directions(
         rows += stages.do(f"finder-{_file_name(name)}", name, key, lambda name=name: {"rows": measured(known[name])})[
             "rows"
         ]
+    rows = [{"products": None} | row for row in rows]  # only finders on a Jacobian have any
     about = {**asdict(config), "model": fingerprint(pipe), "concepts": ["=".join(c) for c in CONCEPTS]}
     return Measurement("bench.directions", rows, _ratios(rows), device=device, config=about)
 
@@ -139,7 +140,7 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:
             cells.append(f"{'-' if auc is None else f'{auc:.2f}'}, {row[f'gain_{factor}']:+.2f}")
         shuffled = row["found_shuffled"]
         cells += [f"{row['off']:.2f}", "-" if shuffled is None else f"{row['found']:.0%}, {shuffled:.0%}"]
-        body.append([*cells, f"{row['evaluations']:.0f}", f"{row.get('products', 0)}", f"{row['cpu_s']:.1f}"])
+        body.append([*cells, f"{row['evaluations']:.0f}", f"{row['products'] or 0}", f"{row['cpu_s']:.1f}"])
     return table(header, body)
 
 

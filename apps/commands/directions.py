@@ -1,4 +1,4 @@
-"""``denoscope directions``: fit a direction finder on a store, and save the direction and a recipe that adds it."""
+"""``denoscope directions``: find a direction on a store or a model, and save it with a recipe that adds it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.commands._options import Commands, add_command, positive
+from apps.commands._options import Commands, add_command, load_model, positive
+from apps.directions.methods import METHODS, chosen, components_of, overview
 
 if TYPE_CHECKING:
-    from activations_store import ActivationStore
-    from probe.directions import Direction, StoreFinder
+    from apps.runs import Run
+    from probe.directions import Direction
+    from probe.interventions import Intervention
 
 _EXAMPLE = """
 denoscope directions runs/x --site up_blocks.1 --method mean-difference --factor object --positive star
-denoscope directions runs/x --site up_blocks.1 --method lda --factor style --positive mosaic --negative flat
 denoscope directions runs/x --site mid_block --method pca --view map --components 5 --component 2 --strength 3
+denoscope directions runs/x --method latent-svd --source 0 --target 1 --at-step 3 --rank 8
+denoscope directions runs/y --method h-jacobian --site mid_block --prompt "a red star in flat style" --at-step 5
+denoscope directions runs/y --method pullback --site mid_block --prompt "a red star in flat style" --strength 4
+denoscope directions runs/y --method local-edit --mask 0,0,1,0.5 --prompt "a red star in flat style"
+denoscope directions runs/y --method concept-vector --prompt "a red star" --without "a star" --dry-run
+denoscope directions runs/y --method asyrp --prompt "a red cup" --without "a blue cup" --iterations 10
+denoscope directions runs/y --method noise-clr --prompts canvas:16 --components 4 --dry-run
+denoscope directions runs/y --method adapter-sliders --prompt "a star" --components 3 --iterations 100
+denoscope directions runs/y --method text-difference --prompt "a red cup" --without "a blue cup" --strength 1
 """
-CONTRASTS = ("mean-difference", "lda", "logistic", "ridge", "cav")
-COMPONENTS = ("pca", "ica", "nmf")
 
 
 def add_parser(commands: Commands) -> None:
@@ -27,107 +35,149 @@ def add_parser(commands: Commands) -> None:
         commands,
         "directions",
         run,
-        summary="find directions in a store, save them with a recipe",
-        about="Fit a direction finder on the rows of a site, print how good it is at each step, and save the direction "
-        "and a recipe that adds it while the model generates (denoscope generate --recipe). What each method is: "
-        "probe/directions/README.md.",
+        summary="find directions in a store or a model, save them with a recipe",
+        about="Fit a direction finder, print how good it is, and save the direction and a recipe that adds it while "
+        "the model generates (denoscope generate --recipe). --dry-run says what it would cost and stops. What each "
+        "method is: probe/directions/README.md; how they compare: docs/directions.md.",
         example=_EXAMPLE,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="run folder with a store")
-    parser.add_argument("--site", help="the site (default: the store's only one)")
-    parser.add_argument("--method", choices=[*CONTRASTS, *COMPONENTS], default="mean-difference", help="the finder")
-    parser.add_argument("--factor", help="labelled factor, for methods that tell labels apart")
-    parser.add_argument("--positive", metavar="LABEL", help="the label that the direction points to")
-    parser.add_argument("--negative", metavar="LABEL", help="the label that it points away from (default: all others)")
-    parser.add_argument("--view", choices=("mean", "tokens", "map"), default="mean", help="what a row is")
+    parser.epilog = f"{overview()}\n\n{parser.epilog}"
+    parser.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="run folder, with a store for methods on one; else it may be new"
+    )
+    parser.add_argument("--method", choices=METHODS, metavar="METHOD", default="mean-difference", help="the finder")
+    parser.add_argument("--site", help="the site (default: the store's only one; on a model mid_block)")
     parser.add_argument("--branch", default="cond", help="guidance branch to read, and to edit")
-    parser.add_argument("--components", type=positive, default=5, help="how many, for pca, ica and nmf")
+    parser.add_argument("--components", type=positive, help="vectors, for methods that find several (default: 5)")
     parser.add_argument("--component", type=int, default=0, help="the one that the recipe adds")
     parser.add_argument(
-        "--strength", type=float, default=2.0, help="of the recipe, in standard deviations of the site along it"
+        "--strength",
+        type=float,
+        help="of the recipe: standard deviations of the site along the vector, or lengths of a vector that was trained "
+        "(default: the method's own)",
     )
     parser.add_argument("--name", help="name of the direction and the recipe (default: from method and label)")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+    store = parser.add_argument_group("on a store")
+    store.add_argument("--factor", help="labelled factor, for methods that tell labels apart")
+    store.add_argument("--positive", metavar="LABEL", help="the label that the direction points to")
+    store.add_argument("--negative", metavar="LABEL", help="the label that it points away from (default: all others)")
+    store.add_argument(
+        "--view",
+        choices=("mean", "tokens", "map"),
+        help="what a row is (default: mean); on a model, one vector for all tokens, or one for each",
+    )
+    store.add_argument("--source", type=int, metavar="SAMPLE", help="latent-svd: the sample that is changed")
+    store.add_argument("--target", type=int, metavar="SAMPLE", help="latent-svd: the sample it takes from")
+    store.add_argument("--rank", type=positive, help="latent-svd: singular triplets that are exchanged (default: 4)")
+    model = parser.add_argument_group("on a model")
+    model.add_argument("--model", help="canvas, a folder, or a hub id (default: that of RUN's store, else canvas)")
+    model.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
+    model.add_argument("--prompt", action="append", default=[], help="what is shown; may be given several times")
+    model.add_argument("--prompts", help="or: canvas:N, or a .txt, .csv or .jsonl file")
+    model.add_argument("--without", action="append", default=[], help="for each --prompt, the same without the concept")
+    model.add_argument("--seed", type=int, help="of the generation and of what is random (default: 0)")
+    model.add_argument("--steps", type=positive, help="denoising steps of generations (default: the model's own)")
+    model.add_argument("--guidance", type=float, help="guidance scale of generations (default: the model's own)")
+    model.add_argument("--at-step", type=int, help="step of the point (default: in the middle)")
+    model.add_argument("--mask", help="what may change: an image file, or left,top,right,bottom in shares of the image")
+    model.add_argument("--null-rank", type=int, help="local-edit: moves of the rest that are ruled out (default: 5)")
+    model.add_argument("--samples", type=positive, help="samples that are drawn to train on (default: 16)")
+    model.add_argument("--iterations", type=positive, help="of training or decomposition (default: the finder's)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Fit, print, save."""
+    """Check, foretell, fit, print, save."""
+    from apps.errors import OutputExists
+    from apps.prompts import prompts_from
+    from apps.runs import Run, check_name
+
+    options.prompt = [*options.prompt, *(prompts_from(options.prompts).prompts if options.prompts else ())]
+    method = chosen(options)
+    components_of(options)
+    options.strength = method.strength if options.strength is None else options.strength
+    target = Run(options.run_folder) if method.on_model else Run.open(options.run_folder)
+    name = check_name(options.name or "-".join(filter(None, [options.method, options.factor, options.positive])))
+    for path in (target.folder / "directions" / name, target.new("recipes", name)):
+        if path.exists():
+            raise OutputExists(f"directions: {str(path)!r} exists already; choose another --name, or remove it.")
+    (_on_model if method.on_model else _on_store)(options, target, name)
+
+
+def _on_store(options: argparse.Namespace, target: Run, name: str) -> None:
     from activations_store import ActivationStore
     from apps.commands._options import store_folder
-    from apps.errors import InvalidOption, OutputExists
-    from apps.runs import Run, check_name, find_site
+    from apps.directions.on_store import bytes_read, finder_of, pair_direction, quality_table
+    from apps.runs import find_site
+
+    store = ActivationStore.open(store_folder(options.run_folder))
+    if options.method == "latent-svd":
+        if options.dry_run:
+            print("reads the state of two samples")
+            return
+        found = pair_direction(options, store)
+        edit = found.intervention(0, options.strength, unit="raw")
+    else:
+        site = find_site(store, options.site)
+        finder = finder_of(options, site)
+        if options.dry_run:
+            print(f"reads {bytes_read(store, site) / 1e6:.1f} MB of {site}, once to a few times")
+            return
+        found = finder.fit(store).direction_
+        print(quality_table(finder, found, store))
+        edit = found.intervention(options.component, options.strength, branch=options.branch)
+    prompt = str(store.samples.column("prompt").to_pylist()[options.source or 0])
+    _save(options, target, name, (edit,), store.fingerprint, found, dict(found.provenance))
+    _next(target, name, prompt)
+
+
+def _on_model(options: argparse.Namespace, target: Run, name: str) -> None:
+    from activations_store import ActivationStore
+    from apps.directions.on_model import edits_of, fit, fit_of, quality
+    from apps.progress import bar
+    from probe.model import PipelineEps, fingerprint
+
+    if options.model is None:
+        options.model = ActivationStore.open(target.store).fingerprint["name"] if target.store.is_dir() else "canvas"
+    model = PipelineEps(load_model(options))
+    plan = fit_of(options, model)
+    how = "at most" if METHODS[options.method].group == "jacobian" else "about"
+    print(f"{options.method}: {how} {plan.cost(model, options)} min", flush=True)
+    if options.dry_run:
+        return
+    with bar(options.method, "iteration") as progress:
+        finder = fit(plan, model, progress)
+    print(quality(finder))
+    found = vars(finder).get("direction_")
+    about = dict(found.provenance if found is not None else finder.adapter_.provenance)
+    edits = edits_of(finder, options.component, options.strength, options.branch)
+    _save(options, target, name, edits, fingerprint(model.pipe), found, about)
+    _next(target, name, (options.without or options.prompt)[0], options)
+
+
+def _save(
+    options: argparse.Namespace,
+    target: Run,
+    name: str,
+    edits: tuple[Intervention, ...],
+    fingerprint: dict[str, Any],
+    found: Direction | None,
+    provenance: dict[str, Any],
+) -> None:
+    """The direction, if what was found is one, and the recipe."""
     from probe.directions import save_direction
     from probe.interventions import Recipe
 
-    target = Run.open(options.run_folder)
-    store = ActivationStore.open(store_folder(options.run_folder))
-    site = find_site(store, options.site)
-    name = check_name(options.name or "-".join(filter(None, [options.method, options.factor, options.positive])))
-    folder, recipe = target.folder / "directions" / name, target.new("recipes", name)
-    for path in (folder, recipe):
-        if path.exists():
-            raise OutputExists(f"directions: {str(path)!r} exists already; choose another --name, or remove it.")
-    n = 1 if options.method in CONTRASTS else options.components
-    if not 0 <= options.component < n:
-        raise InvalidOption(f"directions: --component {options.component}; expected 0 to {n - 1}.")
-    finder = finder_of(options, site).fit(store)
-    found = finder.direction_
-    print(quality_table(finder, found, store))
-    edit = found.intervention(options.component, options.strength, branch=options.branch)
-    about = {"direction": found.hash, "component": options.component, "provenance": dict(found.provenance)}
-    save_direction(found, folder)
-    Recipe((edit,), store.fingerprint, about).save(recipe)
-    print(f"\ndirection in {folder}, recipe in {recipe}")
-    print(f"next: denoscope generate --prompt '{store.samples.column('prompt')[0]}' --recipe {recipe} --out edited.png")
+    about: dict[str, Any] = {"component": options.component, "provenance": provenance}
+    if found is not None:
+        about["direction"] = found.hash
+        print(f"\ndirection in {save_direction(found, target.folder / 'directions' / name)}")
+    print(f"recipe in {Recipe(edits, fingerprint, about).save(target.new('recipes', name))}")
 
 
-def finder_of(options: argparse.Namespace, site: str) -> StoreFinder:
-    """The finder that the options describe.
-
-    Raises:
-        InvalidOption: labels are missing, or given to a method that has no use for them.
-    """
-    from apps.errors import InvalidOption
-    from probe import directions
-
-    common: dict[str, Any] = {"site": site, "branch": options.branch, "view": options.view}
-    labels = {"factor": options.factor, "positive": options.positive, "negative": options.negative}
-    if options.method in COMPONENTS:
-        if any(labels.values()):
-            raise InvalidOption(f"directions: {options.method} uses no labels; leave out --factor and the labels.")
-        classes = {"pca": directions.PCA, "ica": directions.ICA, "nmf": directions.NMF}
-        return classes[options.method](**common, n_components=options.components)
-    if not options.factor or not options.positive:
-        raise InvalidOption(f"directions: {options.method} needs --factor and --positive, such as object and star.")
-    contrasts = {
-        "mean-difference": directions.MeanDifference,
-        "lda": directions.LDA,
-        "logistic": directions.LogisticProbe,
-        "ridge": directions.RidgeProbe,
-        "cav": directions.CAV,
-    }
-    return contrasts[options.method](**common, **labels)
-
-
-def quality_table(finder: StoreFinder, found: Direction, store: ActivationStore) -> str:
-    """One line a step: how well labels are told apart, or how much variance is explained."""
-    from apps.progress import table
-    from probe.directions import CAV, PCA, ContrastFinder
-
-    header = ["step", "log SNR", "scale"]
-    if isinstance(finder, ContrastFinder):
-        header += ["AUC", "standard error"]
-    if isinstance(finder, CAV):
-        header += ["p, shuffled labels"]
-    if isinstance(finder, PCA):
-        header += ["variance explained"]
-    rows = []
-    for i in range(found.n_rows):
-        row = [str(i), f"{store.spec.log_snr[i]:.2f}", f"{float(found.scales[i, 0]):.4g}"]
-        if isinstance(finder, ContrastFinder):
-            row += [f"{finder.auc_[i]:.3f}", f"{finder.auc_se_[i]:.3f}"]
-        if isinstance(finder, CAV):
-            row += [f"{finder.p_value_[i]:.3f}"]
-        if isinstance(finder, PCA):
-            row += [f"{finder.explained_variance_ratio_[i].sum():.1%}"]
-        rows.append(row)
-    return table(header, rows)
+def _next(target: Run, name: str, prompt: str, options: argparse.Namespace | None = None) -> None:
+    given = vars(options) if options else {}
+    how = "".join(f" --{key} {given[key]}" for key in ("model", "steps", "guidance") if given.get(key) is not None)
+    seed = f" --seeds {given['seed']}" if given.get("seed") is not None else ""
+    recipe = target.new("recipes", name)
+    print(f"next: denoscope generate --prompt '{prompt}'{seed}{how} --recipe {recipe} --out edited.png")

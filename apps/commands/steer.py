@@ -60,7 +60,7 @@ def add_parser(commands: Commands) -> None:
         "--branch", default="both", choices=("both", "cond", "uncond", "opposite"), help="guidance branches"
     )
     parser.add_argument("--edit-steps", type=steps_range, help="steps to edit, such as 0-9 (default: all)")
-    parser.add_argument("--model", help="the model (default: the one that the dictionary was trained on, else canvas)")
+    parser.add_argument("--model", help="the model (default: the one that what is pushed came from, else canvas)")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     add_sampling(parser)
     parser.add_argument("--n-shown", type=positive, default=3, help="prompts of each kind in the sheet")
@@ -82,9 +82,10 @@ def run(options: argparse.Namespace) -> None:
 
     push, inferred, made_with = asked_of(options)
     options.model = options.model or "canvas"
+    options.precision = (made_with or {}).get("dtype", "float32")  # rounded weights are another model
     pipe = load_model(options)
     if made_with is not None:
-        check_model(pipe, made_with, options.sae)
+        check_model(pipe, made_with, options.sae or options.direction)
     judge = judge_of(pipe)
     target = target_of(options.concept, inferred, judge)
     prompts = prompts_of(options, target)
@@ -128,7 +129,7 @@ class Asked(NamedTuple):
     Attributes:
         push: what is pushed.
         concept: (factor, label) that a direction was fitted for; None if it does not say.
-        made_with: fingerprint of the model that a dictionary was trained on; None if it does not say.
+        made_with: fingerprint of the model that the dictionary or direction came from; None if it does not say.
     """
 
     push: Push
@@ -154,7 +155,9 @@ def asked_of(options: argparse.Namespace) -> Asked:
         about = found.provenance.get("parameters", {})
         known = about.get("factor") and about.get("positive")
         push = direction_push(found, options.component, options.unit or "std")
-        return Asked(push, (about["factor"], about["positive"]) if known else None)
+        made_with = found.provenance.get("model") or None
+        options.model = options.model or (made_with or {}).get("name")
+        return Asked(push, (about["factor"], about["positive"]) if known else None, made_with)
     from apps.checks import fingerprint_of, model_of
     from sae import load_sae
 
