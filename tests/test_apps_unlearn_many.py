@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from unlearncanvas_world import write_classifiers, write_model
 
-from apps.bench.unlearn.many import ManyBench, bench_unlearn_many, many_table, n_images
+from apps.bench.unlearn.many import ManyBench, bench_unlearn_many, many_table, n_images, shown_instead
+from apps.bench.unlearn.many_figure import many_svg
 from apps.bench.unlearn.prepare import UnlearnBench
 from apps.errors import InvalidOption
+from apps.images import read_image
 from apps.unlearning.place import Place
 from probe.errors import UnknownConcept
 from probe.unlearning import Predictions, score
@@ -37,6 +41,15 @@ def test_scores_of_several_targets() -> None:
     found = scored(["star", "moon"], judged, [True] + [False] * 7)
     assert found["ua"] == 0.75 and found["ua_clean"] == 0.5 and found["artifacts"] == 0.25
     assert found["ira"] == 0.75 and found["cra"] == 1.0 and found["artifacts_retain"] == 0.0
+
+
+def test_an_unlearned_concept_in_the_stead_of_another_is_told() -> None:
+    """Of 6 images that ask for star, moon or cup, 2 show another of these; what the key's images show is not asked."""
+    prompted = ["star", "star", "moon", "moon", "cup", "cup", "key", "key"]
+    judged = ["moon", "star", "cup", "key", "cup", "key", "star", "key"]
+    found = shown_instead(["star", "moon", "cup"], prompted, judged)
+    assert found.value == pytest.approx(2 / 6) and 0 == found.low < found.value < found.high
+    assert shown_instead(["star"], prompted, judged) == (0.0, 0.0, 0.0)
 
 
 def test_one_target_in_a_list_is_one_target() -> None:
@@ -92,8 +105,12 @@ def test_every_condition_is_drawn_once_and_told(config: ManyBench) -> None:
         assert rows[factor, "sequential", 1]["ua"] == rows[factor, "joint", 1]["ua"]
         assert rows[factor, "joint", 2]["setting"] == rows[factor, "random", 2]["setting"]
         assert rows[factor, "no_edit", 2]["change_retain"] == 0.0 < rows[factor, "random", 2]["change_retain"]
+        assert rows[factor, "joint", 1]["instead"] == rows[factor, "no_edit", 1]["instead"] == 0.0
         assert measured.ratios[f"{factor}_joint_2_ua"] == rows[factor, "joint", 2]["ua"]
     assert "2 objects, sequential" in many_table(list(measured.rows))
+    drawn = ElementTree.fromstring(many_svg(measured.rows))
+    assert len(drawn.findall(".//{*}polyline")) == 2 * 5 * 4  # factors, scores, ways
+    assert read_image(config.bench.work / "many-object.png").shape[2] == 3
     work = config.bench.work
     assert not list((work / "many").rglob("store.json"))  # recordings of edited models are scored, then removed
     assert len(list((work / "many").iterdir())) == 2

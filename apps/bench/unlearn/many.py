@@ -11,7 +11,8 @@ of concepts K:
 The setting is chosen once, on validation images of the joint edit of the largest set, and used for all of them: numbers
 of concepts, and ways to edit them, then differ in nothing else. Scores are those of
 ``probe.unlearning.protocol`` with several targets: UA over the images that ask for any of them, IRA over the labels
-that are left, CRA over the other factor. Finished conditions are not repeated.
+that are left, CRA over the other factor. What they do not see: an image that asks for one unlearned concept and shows
+another one counts as forgotten, so its share is told beside them (``instead``). Finished conditions are not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from apps.bench.unlearn.world import dealt_rows
 from apps.errors import InvalidOption
 from apps.images import read_image, save_png
 from apps.locks import only_command
-from apps.measurement import Measurement
+from apps.measurement import Interval, Measurement, bootstrap_mean
 from apps.progress import bar, percent, table
 from apps.stages import Say, Stages
 from apps.unlearning import edits as unlearning
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
 MODES = ("joint", "sequential")
 CONTROL = "random"
 METHOD = "saeuron"
-SHOWN = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "ua_clean", "change_retain")
+SHOWN = ("ua", "instead", "ira", "cra", "artifacts", "artifacts_retain", "ua_clean", "change_retain")
 """Scores of the table."""
+QUOTED = ("ua", "instead", "ira", "cra", "artifacts", "mean")
+"""Scores among the ratios."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ def _measured(many: _Many) -> tuple[list[dict[str, Any]], dict[str, float | None
         for count in config.counts:
             labels = many.order(factor)[:count]
             for mode in ("no_edit", *MODES, *([CONTROL] if count == config.counts[-1] else [])):
-                scores = many.scores(mode, factor, labels)
+                scores, instead = many.scores(mode, factor, labels)
                 about = {"mode": mode, "count": count, "setting": many.setting(factor).name}
                 row = about | scores.row() | {"mean": float(np.mean([scores[m].value for m in ("ua", "ira", "cra")]))}
+                row |= {"instead": instead.value, "instead_low": instead.low, "instead_high": instead.high}
                 rows.append(row)
-                ratios |= {f"{factor}_{mode}_{count}_{m}": row[m] for m in ("ua", "ira", "cra", "artifacts", "mean")}
+                ratios |= {f"{factor}_{mode}_{count}_{name}": row[name] for name in QUOTED}
     return rows, ratios
 
 
@@ -214,8 +218,12 @@ class _Many:
                 columns.setdefault(name, []).extend(values)
         return PromptGrid(tuple(prompts), tuple(seeds), {name: tuple(values) for name, values in columns.items()})
 
-    def scores(self, mode: str, factor: str, labels: Sequence[str]) -> UnlearnScores:
-        """Scores of a condition on the test images; the condition runs if that is not done."""
+    def scores(self, mode: str, factor: str, labels: Sequence[str]) -> tuple[UnlearnScores, Interval]:
+        """Scores of a condition on the test images, and what is shown instead; it runs if that is not done.
+
+        The second is the share of the images that ask for an unlearned concept in which the judge sees another
+        unlearned one.
+        """
         from probe.unlearning import Predictions, score
         from probe.unlearning.evaluate import pixel_change
 
@@ -243,7 +251,7 @@ class _Many:
         name = f"many-{mode}-{factor}-{len(labels)}"
         title = f"{mode}: {len(labels)} {factor}s"
         record = self.stages.do(name, title, key, work, outputs=list(shown.values()))
-        return score(
+        scores = score(
             factor,
             labels,
             self.test.labels,
@@ -254,6 +262,7 @@ class _Many:
             change=np.asarray(record["change"], float),
             n_boot=self.config.bench.n_boot,
         )
+        return scores, shown_instead(labels, self.test.labels[factor], record["judged"][factor])
 
     def shown(self, mode: str, factor: str, count: int) -> dict[int, Path]:
         """Test rows whose images of a condition are kept, and where.
@@ -311,6 +320,13 @@ class _Many:
             "store": self.bench.learned.recorded.hashes,
             "sampling": asdict(self.bench.world.sampling),
         }
+
+
+def shown_instead(labels: Sequence[str], prompted: Sequence[str], judged: Sequence[str]) -> Interval:
+    """Share of the images that ask for one of the labels and show another of them; the interval resamples labels."""
+    asked = [(want, seen) for want, seen in zip(prompted, judged, strict=True) if want in labels]
+    found = [float(seen in labels and seen != want) for want, seen in asked]
+    return bootstrap_mean(found, [want for want, _ in asked] if len(labels) > 1 else None)
 
 
 def _other(factor: str) -> str:

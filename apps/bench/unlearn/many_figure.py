@@ -10,7 +10,7 @@ import numpy as np
 
 from apps.images import labelled_grid
 
-PANELS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "artifacts": "artifacts"}
+PANELS = {"ua": "UA", "instead": "another of them instead", "ira": "IRA", "cra": "CRA", "artifacts": "artifacts"}
 # Colour-blind safe (Okabe and Ito 2008); dashes tell the lines apart without colours, and where they coincide.
 _STYLES = {
     "joint": ("#00785A", "none"),
@@ -18,7 +18,7 @@ _STYLES = {
     "random": ("#767676", "2 3"),
     "no_edit": ("#222222", "1 5"),
 }
-_SIDE, _LEFT, _TOP, _GAP, _ROW, _LEGEND = 170, 66, 56, 34, 66, 130
+_SIDE, _LEFT, _TOP, _GAP, _ROW, _LEGEND = 150, 66, 56, 34, 66, 130
 _TICKS = (0.0, 0.5, 1.0)
 _CELL = 80
 _TITLE = "Scores of several concepts at once, against their number, with 95 % intervals"
@@ -73,6 +73,8 @@ def _panel(rows: Rows, score: str, left: int, top: int, factor: str) -> str:
         own = sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["count"])
         points = [at(row["count"], row[score], shift) for row in own]
         line = " ".join(f"{x},{y}" for x, y in points)
+        if not points:
+            continue
         parts.append(
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width="2"/>'
         )
