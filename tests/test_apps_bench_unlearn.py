@@ -21,7 +21,7 @@ from apps.bench.unlearn.figure import frontier_svg
 from apps.bench.unlearn.pool import run_jobs
 from apps.bench.unlearn.prepare import UnlearnBench, prepare
 from apps.bench.unlearn.tables import markdown_table, ratios_of, scores_table, target_rows
-from apps.bench.unlearn.target import spread_rows
+from apps.bench.unlearn.target import REFUSED, spread_rows
 from apps.bench.unlearn.world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
 from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
@@ -199,6 +199,15 @@ def test_numbers_are_the_protocols(config: UnlearnBench):
     assert estimate(bench).stages == 2 and estimate(bench).validation_images == 8
     assert "object: uce" in scores_table(measured.rows) and "| uce |" in markdown_table(measured.rows)
     assert len(ElementTree.fromstring(frontier_svg(measured.rows)).findall(".//{*}polyline")) == 1
+
+
+def test_a_method_without_an_edit_for_a_target_is_scored_as_one_that_changes_nothing(config: UnlearnBench, monkeypatch):
+    monkeypatch.setitem(CANDIDATES, "uce", {"object": (Rewrite("heart", erase_scale=-1.0),), "style": ()})
+    measured = bench_unlearn(config, lambda line: None)
+    found = {r["method"]: r for r in measured.rows if r["part"] == "target"}
+    assert found["uce"]["setting"] == REFUSED and found["uce"]["change_retain"] == 0
+    assert all(found["uce"][name] == found["no_edit"][name] for name in ("ua", "ira", "cra", "artifacts", "mmd"))
+    assert not Bench(config).recipe("uce", "object", "star").interventions
 
 
 @pytest.mark.slow

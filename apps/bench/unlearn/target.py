@@ -14,7 +14,6 @@ import numpy as np
 
 from apps.bench.unlearn.prepare import Bench
 from apps.bench.unlearn.world import rows_for
-from apps.errors import InvalidOption
 from apps.images import save_png
 from apps.stages import Stages, key_hash
 from apps.unlearning import edits as unlearning
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 
 VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
 """Scores of a setting on validation images that are kept."""
+REFUSED = "unedited: no setting fits"
+"""The setting of a method that has no edit for a target. It is scored as one that changes nothing, which is what its
+user gets; leaving the target out would flatter the method.
+"""
 UNATTACKED = "none"
 """The attack stage's own name for the prompts as they are."""
 _N_SHOWN = 10  # at least as many as the sheets have columns
@@ -98,7 +101,7 @@ def _score(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     grid = bench.world.test.select(rows)
     before = bench.baseline_images[np.searchsorted(bench.drawn, rows)]
     images, cost = _draw(bench, grid, edits) if edits else (before, {})
-    if edits:
+    if name != "no_edit":
         folder = bench.recipe_folder(name, factor, label)
         unlearning.remove_recipe(folder)
         about = {"method": name, "target": [factor, label], "setting": chosen}
@@ -123,10 +126,10 @@ def _score(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
 def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edits, list[dict[str, Any]]]:
     """(setting, edit, what was tried with the best first).
 
-    A method with a single setting is not validated, unless it edits features: those are compared with each other.
+    A method with a single setting is not validated, unless it edits features: those are compared with each other. Where
+    every setting is refused, nothing is edited.
     """
     from probe.errors import InvalidRequest
-    from probe.unlearning import Predictions, balanced
 
     m = method(name)
     settings = bench.config.settings(m, factor, label)
@@ -142,17 +145,24 @@ def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edit
             continue
         row["fit_seconds"] = time.perf_counter() - start
         if len(settings) > 1 or m.kind == "sae":
-            images = _generate(bench, grid, edits[setting.name])
-            judged = Predictions.of(bench.world.judge(images), unlearning.DOMAINS)
-            record = {"factor": factor, "label": label, "judged": judged.labels, "artifact": judged.artifact}
-            scores = unlearning.score_record(grid, record, n_boot=0)
-            row |= {"objective": balanced(scores)} | {score: scores[score].value for score in VALIDATED}
+            row |= _validated(bench, grid, factor, label, edits[setting.name])
         tried.append(row)
     if not tried:
-        raise InvalidOption(f"bench unlearn: {name} takes no setting for {factor} {label!r}: {refused[0]['refused']}")
+        edits[REFUSED] = ()
+        tried.append({"setting": REFUSED} | _validated(bench, grid, factor, label, ()))
     tried.sort(key=lambda row: -row.get("objective", 0.0))  # stable: equal ones stay in the order given
     best = tried[0]["setting"]
     return best, edits[best], tried + refused
+
+
+def _validated(bench: Bench, grid: PromptGrid, factor: str, label: str, edits: Edits) -> dict[str, float]:
+    """The objective of an edit on validation images, and its parts."""
+    from probe.unlearning import Predictions, balanced
+
+    judged = Predictions.of(bench.world.judge(_generate(bench, grid, edits)), unlearning.DOMAINS)
+    record = {"factor": factor, "label": label, "judged": judged.labels, "artifact": judged.artifact}
+    scores = unlearning.score_record(grid, record, n_boot=0)
+    return {"objective": balanced(scores)} | {score: scores[score].value for score in VALIDATED}
 
 
 def _generate(bench: Bench, grid: PromptGrid, edits: Edits, progress: Any = None) -> np.ndarray:
