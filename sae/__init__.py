@@ -12,7 +12,7 @@ from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.architectures.relu import ReluSAE
 from sae.architectures.timed import TimedSAE
 from sae.architectures.topk import TopKSAE
-from sae.config import SAEConfig, TrainConfig
+from sae.config import SAEConfig
 from sae.contract import Architecture, SparseDictionary
 from sae.data import check_fits
 from sae.evaluation.bundle import Example, FeatureBundle
@@ -23,6 +23,7 @@ from sae.interchange.folder import load_sae, save_sae
 from sae.interchange.interop import OpenedSAE, open_sae
 from sae.numerics.peers import ALONE, Peers
 from sae.numerics.sparse import FlatCode, TopKCode
+from sae.train_config import TrainConfig
 from sae.training.log import TrainProgress
 from sae.training.processes import joined
 from sae.training.rows import split_samples

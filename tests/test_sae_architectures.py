@@ -141,7 +141,7 @@ def test_contract_and_the_two_encodings(architecture: str) -> None:
     dense = sae.encode(x.view(5, 6, -1))
     assert bool((dense >= 0).all())
     code = sae.encode_sparse(x.view(5, 6, -1))
-    torch.testing.assert_close(sae.to_dense(code), dense)
+    torch.testing.assert_close(code.to_dense(sae.d_sae), dense)
     torch.testing.assert_close(sae.decode_sparse(code), sae.decode(dense))
     assert int((dense > 0).sum()) > 0
 

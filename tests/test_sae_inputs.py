@@ -56,7 +56,7 @@ def test_folded_saved_and_loaded_compute_the_same(architecture: str, kind: str, 
     torch.testing.assert_close(folded.encode(x), sae.encode(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(folded(x), sae(x), rtol=1e-9, atol=1e-9)
     code = sae.encode_sparse(x)
-    torch.testing.assert_close(sae.to_dense(code), sae.encode(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(code.to_dense(sae.d_sae), sae.encode(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sae.decode_sparse(code), sae(x), rtol=1e-9, atol=1e-9)
     # A code of 1 adds a row of `directions`, folded or not.
     z = torch.eye(24, dtype=torch.float64)

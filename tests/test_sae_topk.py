@@ -35,7 +35,7 @@ def test_encode_is_the_formula_in_any_shape(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(sae.encode(x), kept.relu() / 0.25)
     code = sae.encode_sparse(x)
     assert code.values.shape == code.indices.shape == (*shape[:-1], 5)
-    torch.testing.assert_close(sae.to_dense(code), sae.encode(x))
+    torch.testing.assert_close(code.to_dense(sae.d_sae), sae.encode(x))
     torch.testing.assert_close(sae.decode_sparse(code), sae(x))
     torch.testing.assert_close(sae.decode(sae.encode(x)), sae.encode(x) @ sae.W_dec + sae.b_dec / 0.25)
 

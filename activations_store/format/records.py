@@ -106,11 +106,6 @@ class CommitRecord:
         }
         return jsonio.canonical({**body, "record_sha256": jsonio.content_hash(body)})
 
-    @property
-    def n_nonfinite(self) -> int:
-        """NaN and infinite values in the shard, all sites."""
-        return sum(sum(site.nan) + sum(site.inf) for site in self.sites.values())
-
     def different_sites(self, other: "CommitRecord") -> list[str]:
         """Sites at which the two records speak of other numbers or other missing maps."""
         return [name for name, site in self.sites.items() if not _same_values(site, other.sites.get(name))]

@@ -12,14 +12,7 @@ from collections.abc import Callable
 
 from activations_store.errors import CorruptShard, StoreExists, explain
 from activations_store.format.groups import check_group, group_names
-from activations_store.format.layout import (
-    Layout,
-    StoreInfo,
-    array_metadata,
-    check_arrays,
-    group_metadata,
-    read_store_info,
-)
+from activations_store.format.layout import Layout, StoreInfo, check_arrays, read_store_info
 from activations_store.format.pictures import copy_pictures
 from activations_store.format.records import committed_shards, read_record
 from activations_store.format.samples import read_samples
@@ -27,6 +20,7 @@ from activations_store.storage.fileio import TempFolder, new_file, write_atomic
 from activations_store.storage.locks import Lock
 from activations_store.storage.objects import ObjectPath, Place, place
 from activations_store.storage.reading import check_folder, exists, names_in, pieces, read_small
+from activations_store.writing.creation import write_arrays
 
 MAX_STATISTICS_BYTES = 8 * 2**30
 
@@ -100,12 +94,7 @@ def _copy_metadata(here: Layout, there: Layout, info: StoreInfo, *, fsync: bool)
         check_arrays(there, info.spec)
         return
     read_samples(here.samples, info.samples_sha256, info.spec.n_samples)  # a damaged table is not copied
-    for folder in (there.arrays, there.commits, *(there.array(site) for site in info.spec.sites)):
-        folder.mkdir(exist_ok=True)
-        check_folder(folder)
-    write_atomic(there.arrays / "zarr.json", group_metadata(), fsync=fsync)
-    for site in info.spec.sites:
-        write_atomic(there.array(site) / "zarr.json", array_metadata(info.spec, site), fsync=fsync)
+    write_arrays(there, info.spec, fsync=fsync)
     _copy_file(here.samples, there.samples, info.samples_sha256, fsync=fsync)
     write_atomic(there.store_json, info.to_bytes(), fsync=fsync)
 

@@ -158,16 +158,21 @@ def refuse_existing(layout: Layout) -> None:
         )
 
 
-def _write_metadata(
-    layout: Layout, spec: StoreSpec, model: dict[str, Any], plan: dict[str, Any], table: bytes, *, fsync: bool
-) -> StoreInfo:
-    """Everything of a store but its shards."""
+def write_arrays(layout: Layout, spec: StoreSpec, *, fsync: bool) -> None:
+    """What follows from the spec: folders and every `zarr.json`."""
     for folder in (layout.arrays, layout.commits, *(layout.array(site) for site in spec.sites)):
         folder.mkdir(exist_ok=True)
         check_folder(folder)
     write_atomic(layout.arrays / "zarr.json", group_metadata(), fsync=fsync)
     for site in spec.sites:
         write_atomic(layout.array(site) / "zarr.json", array_metadata(spec, site), fsync=fsync)
+
+
+def _write_metadata(
+    layout: Layout, spec: StoreSpec, model: dict[str, Any], plan: dict[str, Any], table: bytes, *, fsync: bool
+) -> StoreInfo:
+    """Everything of a store but its shards."""
+    write_arrays(layout, spec, fsync=fsync)
     write_atomic(layout.samples, table, fsync=fsync)
     info = StoreInfo(spec, model, plan, hashlib.sha256(table).hexdigest())
     if fsync:

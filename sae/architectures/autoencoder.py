@@ -143,10 +143,6 @@ class SparseAutoencoder(nn.Module, Sized, ABC):
         """The reconstruction of (..., d_in) rows."""
         return self.decode(self.encode(x))
 
-    def to_dense(self, code: TopKCode) -> Tensor:
-        """A sparse code as a (..., d_sae) array."""
-        return code.to_dense(self.d_sae)
-
     @property
     def directions(self) -> Tensor:
         """(d_sae, d_in): what a code of 1 adds to x. W_dec itself once the input map is folded in."""

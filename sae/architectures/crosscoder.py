@@ -25,11 +25,11 @@ from torch import Tensor
 from activations_store import ActivationStore
 from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.joint import Kind, shared_tokens
-from sae.config import TrainConfig
 from sae.contract import SparseDictionary
 from sae.data import check_fits, select, stream
 from sae.errors import ConfigError
 from sae.evaluation.metrics import VarianceSums
+from sae.train_config import TrainConfig
 
 BLOCK_STD = "block_std"  # in the metadata of a crosscoder: sqrt(V_b) of its blocks
 

@@ -23,13 +23,11 @@ summed over the rows of each level, then through the network for the few levels 
 rows x d_sae exists, and AuxK and V give the network no gradient (V does not depend on it).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.inputs import Modulated
 from sae.architectures.timed import TimedSAE
 from sae.config import SAEConfig
@@ -46,17 +44,9 @@ class FilmSAE(TimedSAE):
         network: (H,) "w1", (H,) "b1", (2 d, H) "w2", (2 d,) "b2".
     """
 
-    def __init__(
-        self,
-        config: SAEConfig,
-        cores: Sequence[SparseAutoencoder],
-        *,
-        seed: int = 0,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(config, cores, metadata=metadata)
+    def make_own(self, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
-        d = config.d_in
+        d = self.config.d_in
         self.network: Any = nn.ParameterDict(
             {
                 "w1": 2 * torch.randn(HIDDEN, generator=g),

@@ -10,7 +10,6 @@ Nothing is shared between steps, so a feature has no meaning at another group's 
 share of the rows alone. A feature's silence is counted in rows of all steps (`dead_after`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,16 +29,8 @@ class PerStepSAE(TimedSAE):
 
     group: Tensor
 
-    def __init__(
-        self,
-        config: SAEConfig,
-        cores: Sequence[SparseAutoencoder],
-        *,
-        seed: int = 0,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(config, cores, metadata=metadata)
-        self.register_buffer("group", torch.tensor(config.groups), persistent=False)  # of each level
+    def make_own(self, seed: int) -> None:
+        self.register_buffer("group", torch.tensor(self.config.groups), persistent=False)  # of each level
 
     def at(self, log_snr: float, previous: Tensor | None = None) -> SparseDictionary:
         """The group's dictionary, its features under their numbers in the whole."""

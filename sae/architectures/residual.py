@@ -16,13 +16,11 @@ Fit: with S_pp and S_pt the covariances of x_(t-1) with itself and with x_t, and
     A_t = (S_pp + lambda 1)^-1 S_pt        c_t = E x_t - E x_(t-1) A_t
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.inputs import Moments, Residual
 from sae.architectures.timed import TimedSAE
 from sae.config import SAEConfig
@@ -49,16 +47,8 @@ class ResidualSAE(TimedSAE):
     transition: Tensor
     offset: Tensor
 
-    def __init__(
-        self,
-        config: SAEConfig,
-        cores: Sequence[SparseAutoencoder],
-        *,
-        seed: int = 0,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(config, cores, metadata=metadata)
-        n, d = len(config.levels or ()), config.d_in
+    def make_own(self, seed: int) -> None:
+        n, d = len(self.levels), self.config.d_in
         self.register_buffer("transition", torch.zeros(n, d, d))
         self.register_buffer("offset", torch.zeros(n, d))
 

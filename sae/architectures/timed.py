@@ -52,12 +52,17 @@ class TimedSAE(nn.Module, Sized, ABC):
         seed: int = 0,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """From `n_groups` dictionaries of `core_config(config)`; use `make_sae`."""
+        """From `n_groups` dictionaries of `core_config(config)`; use `make_sae`. `seed`: of what stands around them."""
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.cores: Any = nn.ModuleList(cores)
         self.levels = torch.tensor(config.levels, dtype=torch.float64)  # no buffer: it keeps its precision
+        self.make_own(seed)
+
+    @abstractmethod
+    def make_own(self, seed: int) -> None:
+        """Makes the tensors that stand around the cores, at their first values."""
 
     # Using it.
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from activations_store import ActivationStore
-from sae.config import TrainConfig
 from sae.errors import ConfigError
+from sae.train_config import TrainConfig
 from sae.training.log import TrainProgress
 from sae.training.processes import TIMEOUT, joined, local_device
 from sae.training.train import TrainResult, train_many

@@ -58,8 +58,3 @@ class Adam:
         """Moments and step counts by name; the tensors themselves, not copies."""
         parts = {"mean": self._mean, "square": self._square, "step": self._step}
         return {f"{part}.{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `state` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])

@@ -20,9 +20,10 @@ from sae.architectures.make import Dictionary
 from sae.architectures.per_step import PerStepSAE
 from sae.architectures.residual import ResidualSAE, TrajectoryMoments
 from sae.architectures.timed import TimedSAE
-from sae.config import SAEConfig, TrainConfig
+from sae.config import SAEConfig
 from sae.data import Selection, select, stream
 from sae.errors import ConfigError
+from sae.train_config import TrainConfig
 
 PREDICTOR_ROWS = 2_000_000  # rows that a predictor between steps is fitted on, at most
 

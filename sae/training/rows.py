@@ -11,7 +11,7 @@ import numpy as np
 
 from activations_store import ActivationStore, RowLoader
 from sae.architectures.joint import JointRows
-from sae.config import TrainConfig
+from sae.train_config import TrainConfig
 from sae.training.prepare import InitialRows, kinds_of, levels_of
 
 _INIT_STREAM = 1  # separates the rows drawn for initial values from the training order of the same seed

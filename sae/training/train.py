@@ -21,12 +21,13 @@ import torch
 from activations_store import ActivationStore
 from sae._files import content_hash
 from sae.architectures.make import Dictionary, make_sae
-from sae.config import SAEConfig, TrainConfig
+from sae.config import SAEConfig
 from sae.data import Selection, store_identity
 from sae.errors import ConfigError
 from sae.evaluation.metrics import evaluate
 from sae.interchange.folder import load_sae
 from sae.numerics.peers import ALONE, Peers
+from sae.train_config import TrainConfig
 from sae.training.division import Division
 from sae.training.feature_shards import FeatureDivision
 from sae.training.log import TrainProgress

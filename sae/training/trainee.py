@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.config import TrainConfig
 from sae.errors import CorruptFile, NonFiniteLoss
 from sae.interchange.folder import save_sae
 from sae.numerics.kernels import faster, settled, using
+from sae.train_config import TrainConfig
 from sae.training.checkpoint import Checkpoint
 from sae.training.division import Division
 from sae.training.log import LOG_NAME, TrainProgress, Window, truncate_log, write_report
