@@ -31,7 +31,7 @@ ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu")
 INPUTS = ("raw", "centred", "unit", "whitened")
 TIMES = ("shared", "per_step", "film", "residual")
 KERNELS = ("auto", "torch", "triton")
-"""As in `sae.config`, without importing torch for a help text."""
+"""As in `sae.config` and `sae.train_config`, without importing torch for a help text."""
 
 
 def add_parser(commands: Commands) -> None:
