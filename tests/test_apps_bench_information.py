@@ -9,6 +9,7 @@ import pytest
 
 from apps.bench.information import BenchConfig, bench_information, information_tables
 from apps.bench.information_labels import fano
+from apps.bench.information_limits import matched_auc
 from apps.bench.information_maps import overlap
 from apps.bench.information_pairs import PAIRS, TEXTS
 from apps.bench.information_removals import _row
@@ -32,6 +33,23 @@ def test_overlap_chooses_its_threshold_on_other_images(seed):
     everywhere = overlap(np.ones_like(maps), masks, chosen)
     assert everywhere["iou"] == pytest.approx(masks[20:].mean(), abs=0.02) and everywhere["auc"] == 0.5
     assert overlap(np.zeros_like(maps), masks, chosen)["iou"] == 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_matched_auc_sets_position_aside(seed):
+    rng = np.random.default_rng(seed)
+    prior = rng.random(64) ** 3
+    masks = rng.random((30, 64)) < prior
+    same = np.tile(prior, (30, 1))
+    assert (
+        matched_auc(same, masks)["matched"] == pytest.approx(0.5)
+        and overlap(same, masks, np.arange(30) < 15)["auc"] > 0.7
+    )
+    assert matched_auc(masks.astype(float), masks)["matched"] > 0.99
+    seen = matched_auc(prior + 0.5 * masks + 0.5 * rng.random(masks.shape), masks)
+    assert 0.6 < seen["matched_low"] <= seen["matched"] <= seen["matched_high"] < 1.0
+    assert matched_auc(seen["matched"] * (1.0 - masks), masks)["matched"] < 0.01  # the wrong way round
+    assert np.isnan(matched_auc(same, np.ones_like(masks))["matched"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -65,7 +83,13 @@ def test_a_small_run_and_its_second_time(tmp_path: Path):
     lines: list[str] = []
     found = bench_information(model, SMALL, tmp_path, lines.append)
     parts = [row["part"] for row in found.rows]
-    assert {p: parts.count(p) for p in set(parts)} == {"localisation": 10, "labels": 4, "pairs": 10, "removals": 20}
+    assert {p: parts.count(p) for p in set(parts)} == {
+        "localisation": 10,
+        "limits": 23,
+        "labels": 4,
+        "pairs": 10,
+        "removals": 20,
+    }
     shares = {row["method"]: row for row in found.rows if row["part"] == "localisation"}
     assert shares["everywhere"]["auc"] == 0.5 and shares["CMI"]["auc"] > 0.6
     for row in found.rows:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from apps.cli import FAILED, main
+from apps.cli import FAILED, build_parser, main
 from apps.information.subject import canvas_subject, class_texts, word_columns
 from apps.measurement import read_measurement
 
@@ -88,8 +89,11 @@ def test_one_image_with_captions_for_the_null(tiny_folder, photos, tmp_path, cap
     [
         (["pid", "--words", "colour"], "1 words (colour); choose two with --words"),
         (["classify"], "2 words (colour, thing); choose one"),
-        (["mi", "--words", "kind"], "no words for 'kind'; expected of colour, thing"),
+        (["mi", "--words", "kind"], "no words for 'kind'; expected labels whose value stands once in every prompt, of"),
+        (["cmi", "--words", "star"], "no words for 'star'"),
         (["mi", "--absent", "thing"], "expected LABEL=TEXT"),
+        (["mi", "--absent", "animal=thing"], "--absent animal=...: no such label; expected of colour, thing"),
+        (["mi", "--others", "a red cup"], "--caption and --others are for one image file"),
         (["classify", "--words", "thing", "--template", "a cup"], "expected one {} for the word"),
     ],
 )
@@ -99,9 +103,46 @@ def test_mistakes_are_one_line_and_leave_no_table(tiny_folder, photos, tmp_path,
     assert not (tmp_path / "tables").exists()
 
 
+@pytest.mark.parametrize(
+    ("caption", "word", "message"),
+    [
+        ("a red star", "cup", "'cup' stands 0 times in --caption 'a red star'"),
+        ("a red red star", "red", "'red' stands 2 times in --caption"),
+        ("a red star", "re", "'re' stands 0 times"),
+    ],
+)
+def test_words_that_the_caption_does_not_have_once(tiny_folder, photos, tmp_path, capsys, caption, word, message):
+    options = ["cmi", "--caption", caption, "--words", word, "--others", *OTHERS]
+    assert info(tiny_folder, photos / "0.png", tmp_path, *options) == FAILED
+    assert message in capsys.readouterr().err and not (tmp_path / "tables").exists()
+
+
+def test_distilled_models_are_refused_before_anything_runs(tiny_pipe, photos, tmp_path, capsys):
+    from diffusers import LCMScheduler, StableDiffusionPipeline
+
+    parts = {**tiny_pipe.components, "scheduler": LCMScheduler(steps_offset=1)}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    assert info(tmp_path / "model", photos, tmp_path / "out", "mi") == FAILED
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("denoscope")]
+    assert len(lines) == 1 and "is guidance-distilled (its scheduler is LCMScheduler)" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["mi", "cmi", "pid", "nll", "classify", "site"])
+def test_every_question_shows_a_valid_example(what, capsys):
+    with pytest.raises(SystemExit):
+        main(["info", what, "--help"])
+    for line in capsys.readouterr().out.split("example:\n")[1].strip().splitlines():
+        words = shlex.split(line)
+        assert words[:3] == ["denoscope", "info", what]
+        build_parser().parse_args(words[1:])
+
+
 def test_sources_that_mean_nothing(tiny_folder, photos, tmp_path, capsys):
     for source, message in (
         ("canvas:x", "expected canvas:N"),
+        ("canvas:1", "N of at least 2"),
         ("canvas:2", "renders of canvas have 64 pixels a side, the model draws 16"),
         (str(photos / "9.png"), "needs --caption"),
     ):

@@ -3,7 +3,7 @@
 Renders of canvas, whose words and object masks are exact, go through the model's denoiser at a few dozen noise levels
 under many captions (``probe.information``). Four questions, each with its own table of errors:
 
-    words      does the map of the object's word lie on the object?
+    words      does the map of the object's word lie on the object, and what limits it?
     labels     are labels read off the errors, and how near is their information to its exact value, log of the number
                of values?
     pairs      do words that say the same share their information, and words that need each other not?
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from apps.bench.information_labels import label_columns, label_rows
+from apps.bench.information_limits import limit_rows
 from apps.bench.information_maps import localisation_rows
 from apps.bench.information_pairs import pair_columns, pair_rows
 from apps.bench.information_removals import draw_removals, removal_columns, removal_rows
@@ -123,7 +124,8 @@ def bench_information(
     def words() -> list[Row]:
         n = config.images
         found = collected("words", world.x[:n], word_columns(world.names[:n]), many)
-        return localisation_rows(model, found, first(world, n))
+        world_n = first(world, n)
+        return localisation_rows(model, found, world_n) + limit_rows(found, world_n)
 
     def labels(factor: str) -> list[Row]:
         n = config.label_images
@@ -185,6 +187,9 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
         if row["part"] == "localisation":
             name = row["method"].replace(" x ", "_x_").replace(" ", "_")
             found[f"iou_{name}"], found[f"auc_{name}"] = row["iou"], row["auc"]
+        elif row["part"] == "limits":
+            kind = f"{row['method']} {row['kind']}".replace(" ", "_").replace("'", "")
+            found[f"limit_{kind}_iou"], found[f"limit_{kind}_matched"] = row["iou"], row["matched"]
         elif row["part"] == "labels":
             name = row["factor"]
             found[f"accuracy_{name}"] = row["accuracy"]
@@ -204,6 +209,7 @@ def information_tables(rows: Sequence[Row]) -> str:
     parts = []
     for part, columns in (
         ("localisation", ("method", "iou", "iou_low", "iou_high", "auc", "auc_low", "auc_high")),
+        ("limits", ("method", "kind", "below", "blur", "iou", "auc", "matched", "matched_low", "matched_high")),
         (
             "labels",
             ("factor", "accuracy", "entropy", "posterior", "standard", "orthogonal", "decided_at", "standard_after"),

@@ -1,59 +1,98 @@
-"""``denoscope info``: what words tell about images, in nats and as maps."""
+"""``denoscope info``: what words tell about images, in nats and as maps; and sites about labels (``info_site``)."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from apps.commands._options import Commands, add_command, add_model, load_model, positive
+from apps.commands import info_site
+from apps.commands._options import Commands, HelpFormatter, add_command, add_model, load_model, positive
 
 _EXAMPLE = """
 denoscope info mi --images canvas:16 --words object colour --out runs/info
 denoscope info cmi --images photos --words animal --absent animal=thing --out runs/photos --dry-run
-denoscope info cmi --images cat.png --caption "a cat on grass" --words cat grass --others "a dog in snow" --out runs/cat
 denoscope info pid --images canvas:16 --words object colour --context --out runs/pid
 denoscope info nll --images canvas:32 --out runs/nll
 denoscope info classify --images canvas:16 --words colour --out runs/colour
+denoscope info site runs/demo --tell object style --out runs/site
 """
+_QUESTIONS = {
+    "mi": (
+        "what caption and words tell over nothing said",
+        "Mutual information of the image with its caption, and with each word alone.",
+        "denoscope info mi --images canvas:16 --words object colour --out runs/info",
+    ),
+    "cmi": (
+        "what a word tells given the rest of its caption",
+        "Conditional mutual information of a word: what the caption tells over the caption without it.",
+        "denoscope info cmi --images photos --words animal --absent animal=thing --out runs/photos --dry-run\n"
+        'denoscope info cmi --images cat.png --caption "a cat on grass" --words cat grass --others "a dog in snow" '
+        "--out runs/cat",
+    ),
+    "pid": (
+        "what two words tell alone, in common, and only together",
+        "Partial information decomposition of two words.",
+        "denoscope info pid --images canvas:16 --words object colour --context --out runs/pid",
+    ),
+    "nll": (
+        "how likely images are, with and without their captions",
+        "Negative log-likelihood in nats and bits a dimension.",
+        "denoscope info nll --images canvas:32 --out runs/nll",
+    ),
+    "classify": (
+        "the label of an image by denoising error",
+        "Posterior of every value of a label, and what the image tells of it.",
+        "denoscope info classify --images canvas:16 --words colour --out runs/colour",
+    ),
+}
+_ALL = (
+    " Denoiser evaluations and time are told first; a stopped run goes on when the same command is given again. OUT "
+    "gets the errors (a store), WHAT.json, and for words WHAT.png and WHAT.html with maps by every method. Models of "
+    "discrete tokens and guidance-distilled ones are refused."
+)
 SHOWN = 8
 
 
 def add_parser(commands: Commands) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+    """Declare the command and its questions."""
+    parser = commands.add_parser(
         "info",
-        run,
-        summary="what words tell about images, in nats and as maps",
-        about="mi: caption and words over nothing said. cmi: a word given the rest of its caption. pid: what two words "
-        "tell alone, in common, and only together. nll: negative log-likelihood with and without the caption. "
-        "classify: the label by denoising error. Denoiser evaluations and time are told first; a stopped run goes on "
-        "when the same command is given again. OUT gets the errors (a store), WHAT.json, and for words WHAT.png and "
-        "WHAT.html with maps by every method. Models of discrete tokens and guidance-distilled ones are refused.",
-        example=_EXAMPLE,
-        resumable=True,
+        help="what words tell about images, and sites about labels, in nats",
+        description="Information in nats: of words about images, by the model's own denoising errors, and of a site's "
+        "activations about labels or prompts, by a small denoiser that is trained for them.",
+        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLE.strip().splitlines()),
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("what", choices=("mi", "cmi", "pid", "nll", "classify"), help="the question")
-    add_model(parser)
-    parser.add_argument("--images", required=True, help="canvas:N, a folder with metadata.csv, or an image file")
-    parser.add_argument("--n", type=positive, help="the first N images of the folder only")
-    parser.add_argument("--caption", default="", help="of an image file")
-    parser.add_argument("--words", nargs="+", default=[], help="labels (or words of --caption) to weigh (default: all)")
-    parser.add_argument("--others", nargs="+", default=[], help="captions for the null of an image file")
-    parser.add_argument("--absent", nargs="+", default=[], metavar="LABEL=TEXT", help="what a left-out word becomes")
-    parser.add_argument("--template", help="classify: what the model is told, with {} for the class")
-    parser.add_argument(
-        "--form", choices=("standard", "orthogonal"), default="standard", help="mi, cmi: form of the printed numbers"
-    )
-    parser.add_argument(
-        "--measure", choices=("mmi", "pointwise_min", "i_min"), default="mmi", help="pid: measure of redundancy"
-    )
-    parser.add_argument("--context", action="store_true", help="pid: given the rest of the caption")
-    parser.add_argument("--nodes", type=positive, default=32, help="noise levels of each image")
-    parser.add_argument("--batch-size", type=positive, default=32, help="samples in a denoiser call")
-    parser.add_argument("--seed", type=int, default=0, help="of renders, noise and nulls")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables and results")
-    parser.add_argument("--dry-run", action="store_true", help="tell the cost and stop")
+    parts = parser.add_subparsers(title="questions", metavar="WHAT", required=True)
+    for what, (summary, about, example) in _QUESTIONS.items():
+        part = add_command(parts, what, run, summary=summary, about=about + _ALL, example=example, resumable=True)
+        part.set_defaults(what=what, form="standard", measure="mmi", context=False, template=None)
+        _add_options(part, what)
+    info_site.add_parser(parts)
+
+
+def _add_options(part: argparse.ArgumentParser, what: str) -> None:
+    add_model(part)
+    part.add_argument("--images", required=True, help="canvas:N, a folder with metadata.csv, or an image file")
+    part.add_argument("--n", type=positive, help="the first N images of the folder only")
+    part.add_argument("--caption", default="", help="of an image file")
+    part.add_argument("--words", nargs="+", default=[], help="labels (or words of --caption) to weigh (default: all)")
+    part.add_argument("--others", nargs="+", default=[], help="captions for the null of an image file")
+    part.add_argument("--absent", nargs="+", default=[], metavar="LABEL=TEXT", help="what a left-out word becomes")
+    if what == "classify":
+        part.add_argument("--template", help="what the model is told, with {} for the class")
+    if what in ("mi", "cmi"):
+        part.add_argument(
+            "--form", choices=("standard", "orthogonal"), default="standard", help="of the printed numbers"
+        )
+    if what == "pid":
+        part.add_argument("--measure", choices=("mmi", "pointwise_min", "i_min"), default="mmi", help="of redundancy")
+        part.add_argument("--context", action="store_true", help="given the rest of the caption")
+    part.add_argument("--nodes", type=positive, default=32, help="noise levels of each image")
+    part.add_argument("--batch-size", type=positive, default=32, help="samples in a denoiser call")
+    part.add_argument("--seed", type=int, default=0, help="of renders, noise and nulls")
+    part.add_argument("--out", type=Path, required=True, help="folder for tables and results")
+    part.add_argument("--dry-run", action="store_true", help="tell the cost and stop")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -58,8 +58,10 @@ class Subject:
         """
         for role in roles:
             if role not in self.words:
-                known = ", ".join(self.words) or "none: no label stands in every prompt"
-                raise InvalidOption(f"info: no words for {role!r}; expected of {known}.")
+                known = ", ".join(self.words) or "which there are none"
+                raise InvalidOption(
+                    f"info: no words for {role!r}; expected labels whose value stands once in every prompt, of {known}."
+                )
         chosen = list(roles) or list(self.words)
         if not chosen:
             raise InvalidOption("info: there are no words; give --caption and --words, or prompts that hold labels.")
@@ -101,6 +103,11 @@ def file_subject(path: Path, caption: str, words: Sequence[str], others: Sequenc
     files = read_images(path.parent) if path.parent.is_dir() else None
     if files is None or path.name not in files.files:
         raise InvalidOption(f"info: there is no image {str(path)!r}.")
+    for word in words:
+        if (times := caption.split().count(word)) != 1:
+            raise InvalidOption(
+                f"info: {word!r} stands {times} times in --caption {caption!r}; --words stand there once."
+            )
     image = load_image(path.parent, path.name, files.sha256[files.files.index(path.name)], size)
     return Subject(image[None], (caption,), {w: (w,) for w in words}, others=tuple(others))
 
@@ -122,7 +129,16 @@ def read_subject(
         InvalidOption: it means nothing, or the words do not fit.
         ImageFileError, ImageFolderNotFound: files that cannot be read.
     """
+    one_file = not source.startswith(CANVAS) and not Path(source).is_dir()
+    if one_file and not Path(source).exists():
+        raise InvalidOption(f"info: there is no file or folder {source!r}; give canvas:N, a folder or an image file.")
+    if (caption or others) and not one_file:
+        raise InvalidOption(f"info: --caption and --others are for one image file; {source!r} has captions of its own.")
     if source.startswith(CANVAS):
+        if n is not None or absent:
+            raise InvalidOption(
+                "info: --n and --absent are not for canvas; write canvas:N, words are left out by rule."
+            )
         count = source.removeprefix(CANVAS)
         if not count.isdecimal() or int(count) < 2:
             raise InvalidOption(f"info: {source!r}; expected canvas:N with N of at least 2, as canvas:16.")
@@ -133,6 +149,9 @@ def read_subject(
         found = folder_subject(Path(source), size, n)
     else:
         found = file_subject(Path(source), caption, words, others, size)
+    for role in absent or {}:
+        if role not in found.words:
+            raise InvalidOption(f"info: --absent {role}=...: no such label; expected of {', '.join(found.words)}.")
     return replace(found.only(words), absent=dict(absent or {}))
 
 

@@ -17,6 +17,8 @@ from probe.information.control import GaussianControl
 from probe.information.edited import Edited, without_direction
 from probe.information.intervals import Interval, interval
 from probe.information.lattice import co_information, lattice_atoms, lattice_pid
+from probe.information.learned import LearnedInformation
+from probe.information.learned_denoiser import LearnedDenoiser, Training
 from probe.information.likelihood import Likelihood, likelihood
 from probe.information.maps import guidance_difference, word_maps
 from probe.information.mutual import Information, information, pixel_nats, word_information
@@ -38,9 +40,12 @@ __all__ = [
     "Information",
     "Interval",
     "Labels",
+    "LearnedDenoiser",
+    "LearnedInformation",
     "Likelihood",
     "NodeTable",
     "Nodes",
+    "Training",
     "TruncatedWindow",
     "Window",
     "ablation_columns",
