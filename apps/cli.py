@@ -28,6 +28,7 @@ from apps.commands import (
     train,
     unlearn,
 )
+from apps.commands._options import HelpFormatter
 
 PACKAGES = ("activations_store", "apps", "probe", "sae")
 FAILED, INTERRUPTED = 2, 130
@@ -62,9 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="denoscope",
-        description="A microscope for denoisers: record, learn, intervene, judge.",
+        description="Mechanistic interpretability of diffusion models: record, learn, intervene, judge.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -202,12 +202,15 @@ def _members(folder: Path, mark: str) -> dict[str, Path]:
     return found
 
 
+_PLURAL = {"dictionary": "dictionaries", "bundle": "bundles", "recipe": "recipes"}
+
+
 def _choose(run: Run, what: str, members: dict[str, Path], name: str | None) -> Path:
     if name is not None and name in members:
         return members[name]
     if name is None and len(members) == 1:
         return next(iter(members.values()))
-    asked = f"no {what}" if not members else f"{len(members)} of kind {what}"
+    asked = f"no {what}" if not members else f"{len(members)} {_PLURAL[what]}"
     asked = asked if name is None else f"no {what} {name!r}"
     raise UnknownName(f"run {str(run.folder)!r} has {asked}; {_listed(what, sorted(members))}")
 

@@ -116,7 +116,9 @@ def repair(
         shards = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
         parts.append(_Part(group, holder, shards, plan_of(holder, images)))
     if parts:
-        pipe = load_model(argparse.Namespace(model=model or parts[0].plan.model, device=device))
+        precision = store.fingerprint.get("dtype", "float32")
+        options = argparse.Namespace(model=model or parts[0].plan.model, device=device, precision=precision)
+        pipe = load_model(options)
         for part in parts:
             yield from _collect_again(store.path, part, pipe)
     for problem in damage:

@@ -68,6 +68,27 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_wraps_text_and_says_defaults_plainly() -> None:
+    import argparse
+
+    from apps.commands._options import HelpFormatter
+
+    parser = argparse.ArgumentParser(
+        description="word " * 40,
+        epilog="example:\n  " + "x" * 150,
+        formatter_class=lambda prog: HelpFormatter(prog, width=80),
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="100 %% of them")
+    parser.add_argument("--caption", default="", help="of a file")
+    parser.add_argument("--force", action="store_true", help="replace")
+    parser.add_subparsers(title="commands", metavar="COMMAND").add_parser("directions", help="find directions")
+    text = parser.format_help()
+    assert "  --seeds SEEDS ..." in text and "100 % of them (default: 0 1)" in text
+    assert "(default: )" not in text and "(default: False)" not in text
+    assert max(len(line) for line in text.splitlines() if "x" * 150 not in line) <= 80
+    assert "    directions  find directions" in text
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
@@ -295,25 +316,48 @@ class TestMistakes:
         assert "nothing to unlearn" in complaint(capsys, "unlearn", "--run", run)
         assert "there is no prompt" in complaint(capsys, "generate", "--out", tmp_path / "x.png")
 
-    def test_store_without_labels(self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        path = tmp_path / "plain.txt"
-        path.write_text("a red star\na blue moon\n")
-        out = tmp_path / "x"
-        arguments = ["collect", "--model", tiny_folder, "--sites", "mid_block", "--prompts", path, "--out", out]
-        assert main([str(argument) for argument in arguments]) == 0
-        assert main(["train", str(out), "--d-sae", "16", "--k", "2", "--rows", "256", "--batch-size", "64"]) == 0
-        assert "have no labels" in complaint(capsys, "features", out)
-
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "does not exist" in complaint(capsys, "features", tmp_path / "nowhere")
         assert "holds no run" in complaint(capsys, "app", tmp_path)
         assert "holds no store" in complaint(capsys, "unlearn", "--run", tmp_path, "--object", "star")
+        assert "nowhere' does not exist" in complaint(capsys, "sae", "eval", tmp_path / "nowhere")
 
     def test_bad_device_and_seed(self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "x.png"
         base = ("generate", "--model", tiny_folder, "--prompt", "a red star", "--out", out)
         assert "--device quantum" in complaint(capsys, *base, "--device", "quantum")
         assert "seeds are whole numbers" in complaint(capsys, *base, "--seeds", "-1")
+        assert "on a CPU use float32 or bfloat16" in complaint(capsys, *base, "--precision", "float16")
+
+
+def test_features_without_labels_are_listed_by_what_they_explain(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "plain.txt", tmp_path / "x"
+    path.write_text("a red star\na blue moon\n")
+    arguments = ["collect", "--model", tiny_folder, "--sites", "mid_block", "--prompts", path, "--out", out]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert main(["train", str(out), "--d-sae", "16", "--k", "2", "--rows", "256", "--batch-size", "64"]) == 0
+    capsys.readouterr()
+    assert main(["features", str(out)]) == 0
+    printed = capsys.readouterr().out
+    explains = [float(line.split()[1].rstrip("%")) for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert len(explains) == 10 and explains == sorted(explains, reverse=True) and explains[0] > 0
+    assert "no labels" in printed
+    assert "it has no labels" in complaint(capsys, "features", out, "--factors", "object")
+
+
+def test_rounded_weights_are_recorded_and_another_model(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from activations_store import ActivationStore
+
+    (tmp_path / "one.txt").write_text("a red star\n")
+    base = ("collect", "--model", tiny_folder, "--sites", "mid_block", "--prompts", tmp_path / "one.txt")
+    rounded = [str(argument) for argument in (*base, "--out", tmp_path / "run", "--precision", "bfloat16")]
+    assert main(rounded) == 0
+    assert ActivationStore.open(tmp_path / "run" / "store").fingerprint["dtype"] == "bfloat16"
+    assert "weights_hash" in complaint(capsys, *base, "--out", tmp_path / "run")
 
 
 def test_real_images_are_collected_and_trained_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,40 @@ Commands = Any
 """What ``add_subparsers`` returns; its class is private to argparse."""
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every option that has one, examples as they are written."""
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Defaults behind every option that has one, text wrapped, examples (indented lines) as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = (
+            line if line.startswith("  ") else textwrap.fill(line, width, initial_indent=indent, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
+        return "\n".join(lines)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or isinstance(action.default, bool) or action.default == []:
+        default = action.default
+        if (
+            default in (None, "", argparse.SUPPRESS)
+            or isinstance(default, bool)
+            or default == []
+            or "%(default)" in (action.help or "")
+        ):
             return action.help
-        return super()._get_help_string(action)
+        shown = " ".join(f"{item}" for item in default) if isinstance(default, list | tuple) else f"{default}"
+        return f"{action.help} (default: {shown.replace('%', '%%')})"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.ONE_OR_MORE:  # "N ..." instead of "N [N ...]"
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+        return super()._format_args(action, default_metavar)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # argparse forgets that sub-commands are indented once more
+            self._action_max_length += self._indent_increment
 
 
 def add_command(
@@ -51,16 +79,19 @@ def add_command(
         help=summary,
         description=about,
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines()),
-        formatter_class=_Formatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(run=run, resumable=resumable)
     return parser
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model`` and ``--device``."""
+    """``--model``, ``--device`` and ``--precision``."""
     parser.add_argument("--model", default="canvas", help="canvas, a pipeline folder, or a hub id")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="number format of the model's weights in memory"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +120,7 @@ def steps_range(text: str) -> tuple[int, ...]:
 
 
 def load_model(options: argparse.Namespace) -> DiffusionPipeline:
-    """The pipeline of ``--model`` on ``--device``."""
+    """The pipeline of ``--model`` on ``--device`` in ``--precision``, where the command has it; float32 elsewhere."""
     import torch
 
     from probe.model import load_pipeline
@@ -99,7 +130,10 @@ def load_model(options: argparse.Namespace) -> DiffusionPipeline:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise InvalidOption(f"--device {options.device}: torch cannot use it here; cpu always works.") from error
-    return load_pipeline(options.model, device=device)
+    precision = getattr(options, "precision", "float32")
+    if precision == "float16" and device.type == "cpu":
+        raise InvalidOption("--precision float16 is for accelerators; on a CPU use float32 or bfloat16.")
+    return load_pipeline(options.model, dtype=getattr(torch, precision), device=device)
 
 
 def new_file(path: str | Path, *, force: bool = False) -> Path:

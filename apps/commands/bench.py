@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.commands import bench_unlearn, bench_unlearn_many
-from apps.commands._options import Commands, add_command, load_model, new_file, positive
+from apps.commands._options import Commands, HelpFormatter, add_command, load_model, new_file, positive
 
 _EXAMPLE = """
 denoscope bench canvas --n 1000 --out canvas.json --sheet canvas.png
@@ -58,7 +58,7 @@ def add_parser(commands: Commands) -> None:
         help="measure quality and write a measurement file",
         description="Measure how good a part of the product is, on canvas, where the truth is known.",
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLE.strip().splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parts = parser.add_subparsers(title="parts", metavar="PART", required=True)
     runs = {"sae": _sae, "directions": _directions, "information": _information, "lenses": _lenses}

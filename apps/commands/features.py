@@ -25,9 +25,9 @@ def add_parser(commands: Commands) -> None:
         "features",
         run,
         summary="find the features of each concept, build the bundle",
-        about="Score every feature of a run's dictionaries for every labelled concept, write the feature bundle, "
-        "and print "
-        "the best features of each concept. A bundle that is up to date is not built again.",
+        about="Score every feature of a run's dictionaries for every labelled concept, write the feature bundle, and "
+        "print the best features of each concept; without labels, those that explain most. A bundle that is up to date "
+        "is not built again.",
         example=_EXAMPLE,
         resumable=True,
     )
@@ -46,7 +46,6 @@ def run(options: argparse.Namespace) -> None:
     """Build what is missing, then print."""
     from activations_store import ActivationStore
     from apps.checks import check_dictionary
-    from apps.errors import NoLabels
     from apps.runs import Run
     from sae import load_sae
     from sae.errors import UnknownConcept
@@ -55,16 +54,10 @@ def run(options: argparse.Namespace) -> None:
     names = [options.sae] if options.sae else list(target.saes())
     folders = {name: target.sae(name) for name in names} or {"": target.sae()}
     store = ActivationStore.open(target.store)
-    if not store.factors:
-        raise NoLabels(
-            f"features: the prompts of {str(store.path)!r} have no labels. Collect with --prompts canvas:N, or with a "
-            "CSV file that has a column for each factor."
-        )
     for factor in options.factors or ():
         if factor not in store.factors:
-            raise UnknownConcept(
-                f"features: no factor {factor!r} in {str(store.path)!r}; it has {', '.join(store.factors)}."
-            )
+            known = ", ".join(store.factors) or "no labels"
+            raise UnknownConcept(f"features: no factor {factor!r} in {str(store.path)!r}; it has {known}.")
     dictionaries = {name: load_sae(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
         check_dictionary(dictionaries[name], folder, store)
@@ -75,6 +68,12 @@ def run(options: argparse.Namespace) -> None:
         print(f"\n{name}: {bundle.n_features} features at {bundle.info['site']}, bundle in {bundle.path}")
         for factor in options.factors or bundle.factors:
             print(best_table(bundle, factor, options.top))
+        if not bundle.factors:
+            print(largest_table(bundle, max(options.top, 10)))
+            print(
+                "The prompts have no labels, so features are matched with no concept: they are listed by what they "
+                "explain. For concepts collect with --prompts canvas:N, or with a CSV file that has a column for each."
+            )
     print(f"\nnext: denoscope app {target.folder}")
 
 
@@ -142,3 +141,23 @@ def best_table(bundle: FeatureBundle, factor: str, top: int) -> str:
                 ]
             )
     return table([factor, "feature", "AUC", "score", "density", "p99", "peak step"], rows)
+
+
+def largest_table(bundle: FeatureBundle, top: int) -> str:
+    """The features that explain most of the variance, as text."""
+    from apps.progress import table
+
+    largest = bundle.table.sort_by([("ev_contribution", "descending")]).slice(0, top).to_pylist()
+    header = ["feature", "explains", "density", "images", "p99", "peak step"]
+    rows = [
+        [
+            str(row["feature"]),
+            f"{row['ev_contribution']:.2%}",
+            f"{row['density']:.2%}",
+            f"{row['sample_fraction']:.0%}",
+            f"{row['p99']:.3g}",
+            str(row["peak_step"]),
+        ]
+        for row in largest
+    ]
+    return table(header, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apps.commands._options import Commands, add_command, new_file, positive, steps_range
+from apps.commands._options import Commands, HelpFormatter, add_command, new_file, positive, steps_range
 
 _EXAMPLES = """
 denoscope sae eval runs/x
@@ -40,7 +40,7 @@ def add_parser(commands: Commands) -> None:
         help="measure, compare and convert dictionaries",
         description=about,
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_eval(actions)

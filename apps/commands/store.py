@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.commands._options import Commands, add_command, steps_range, store_folder
+from apps.commands._options import Commands, HelpFormatter, add_command, steps_range, store_folder
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore, Problem
@@ -63,7 +63,7 @@ def add_parser(commands: Commands) -> None:
         help="inspect, verify, repair, merge, cut, copy and export stores",
         description=about,
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     info = add_command(

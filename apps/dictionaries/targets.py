@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.errors import InvalidOption, UnknownName
+from apps.errors import InvalidOption, RunNotFound, UnknownName
 from apps.progress import bar
 from apps.runs import STORE_MARK, Run, find_site, run_of
 from apps.stages import Stages, file_hash
@@ -69,6 +69,8 @@ def find_targets(
 
     found: list[Target] = []
     for name, folder, owner in _folders(paths, names):
+        if not folder.exists():
+            raise RunNotFound(f"{str(folder)!r} does not exist; give a run, or the folder of a dictionary.")
         rows = owner.store if store is None else store_folder(store)
         if not (rows / STORE_MARK).is_file():
             raise InvalidOption(f"{name}: there is no store in {str(rows)!r}; give the one with its rows as --store.")
@@ -208,6 +210,7 @@ def _substitution(targets: Sequence[Target], store: ActivationStore, options: ar
     options.model = options.model or store.fingerprint.get("name")
     if not options.model:
         raise InvalidOption("--substitute: the store does not name its model; give --model.")
+    options.precision = store.fingerprint.get("dtype", "float32")
     pipe = load_model(options)
     check_model(pipe, store.fingerprint, store.path)
     every = store.samples.column("prompt").to_pylist()
