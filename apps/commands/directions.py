@@ -141,8 +141,10 @@ def _on_model(options: argparse.Namespace, target: Run, name: str) -> None:
         options.model = ActivationStore.open(target.store).fingerprint["name"] if target.store.is_dir() else "canvas"
     model = PipelineEps(load_model(options))
     plan = fit_of(options, model)
-    how = "at most" if METHODS[options.method].group == "jacobian" else "about"
-    print(f"{options.method}: {how} {plan.cost(model, options)} min", flush=True)
+    group = METHODS[options.method].group
+    if options.dry_run or group == "trained":  # the others are soon done
+        how = "at most" if group == "jacobian" else "about"
+        print(f"{options.method}: {how} {plan.cost(model, options)} min", flush=True)
     if options.dry_run:
         return
     with bar(options.method, "iteration") as progress:
