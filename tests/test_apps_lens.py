@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from apps.cli import FAILED, main
-from apps.lenses.sheets import dotted, number_table, word_sheet
+from apps.images import heat_colours
+from apps.lenses.sheets import SEGMENTS, dotted, number_table, segment_sheet, word_sheet
 
 ATTN = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 DRAW = ["--prompt", "a red star", "--seeds", "0", "1", "--steps", "2", "--guidance", "2"]
@@ -81,6 +82,7 @@ def test_tracing_drift_and_text_of_drawings(tiny_folder, tmp_path):
     [
         (["attention", "--words", "star"], "give --prompt, or --images"),
         (["attention", *DRAW, "--words", "moon"], "'moon' does not occur"),
+        (["attention", *DRAW, "--words", "star", "--by", "head"], "name one of --sites"),
         (["trace", *DRAW, "--sites", "mid_block"], "give --corrupt PROMPT or --noise SCALE"),
         (["trace", *DRAW, "--sites", "mid_block", "--corrupt", "a", "--concept", "object=star"], "of canvas"),
         (["text", *DRAW, "--layers", "7"], "has layers 0 to 1"),
@@ -95,11 +97,27 @@ def test_mistakes_are_one_line(tiny_folder, tmp_path, capsys, arguments, message
     assert message in told and not out.exists()
 
 
+def test_a_map_for_each_layer_step_or_head(tiny_folder, tmp_path):
+    whole = look(tiny_folder, tmp_path / "a.png", "attention", *DRAW, "--words", "star", "--sites", ATTN)
+    for by, parts in (("layer", 1), ("step", 2), ("head", 8)):
+        given = [*DRAW, "--words", "star", "--sites", ATTN, "--by", by]
+        found = look(tiny_folder, tmp_path / f"{by}.png", "attention", *given)
+        assert len(found["by"]) == parts and found["maps"] == whole["maps"] and not whole["by"]
+        np.testing.assert_allclose(np.mean(list(found["by"].values()), 0), whole["maps"], rtol=1e-4)
+
+
 def test_sheets_show_what_they_are_given():
     table = number_table(np.array([[0.0, 1.0], [np.nan, 0.5]]), ["a", "b"], ["c", "d"], title="t")
     assert table.dtype == np.uint8 and len(np.unique(table.reshape(-1, 3), axis=0)) > 3
+    half = number_table(np.array([[0.5]]), [""], [""], title="", top=1.0)
+    assert (half == heat_colours(np.asarray(0.5))).all(-1).sum() >= 48 * 48  # coloured on the scale that was given
     image = np.full((8, 8, 3), 100, np.uint8)
     marked = dotted(image, np.array([[0.25, 0.75]]), side=64)
     assert (marked[48, 16] != 100).any() and (marked[16, 48] == 100).all()
+    halves = segment_sheet([image], [np.array([[0, 1], [0, 1]])], ["wide words for a caption that is wrapped"])
+    body = np.unique(halves.reshape(-1, 3), axis=0).tolist()
+    assert all(
+        (0.45 * np.full(3, 100) + 0.55 * colour).astype(int).tolist() in body for colour in SEGMENTS[:2].astype(float)
+    )
     sheet = word_sheet(image[None], np.zeros((1, 1, 2, 2)), [["star"]], ["row"])
     assert sheet.shape[2] == 3

@@ -66,10 +66,28 @@ def test_a_measure_of_ones_own_and_hopeless_samples(tiny_pipe):
     )
     assert found.effect[0, 0, 0] == pytest.approx(1.0) and np.isnan(found.effect[0, 0, 1])
     assert found.mean().shape == (1, 1) and np.isfinite(found.mean(over_null=True)).all()
-    with pytest.raises(InvalidRequest, match="two or more, a seed each"):
-        trace(tiny_pipe, CLEAN[:1], OTHER[:1], [0], "mid_block", **RUN)
+    with pytest.raises(InvalidRequest, match="one or more, a seed each"):
+        trace(tiny_pipe, CLEAN, OTHER, [0], "mid_block", **RUN)
     with pytest.raises(InvalidRequest, match="expected steps from 0 to 2"):
         trace(tiny_pipe, CLEAN, OTHER, SEEDS, "mid_block", windows=[[3]], **RUN)
+
+
+@pytest.mark.parametrize("into", ["corrupted", "clean"])
+def test_the_null_is_of_a_prompt_of_its_own(tiny_pipe, into):
+    """At conv_out over all steps a patch draws exactly what it was taken from, so the null is that of its images."""
+
+    def bright(images: np.ndarray) -> np.ndarray:
+        return images.mean((1, 2, 3))
+
+    same = {"prompts": [CLEAN[0]] * 2, "corruption": [OTHER[0]] * 2, "seeds": SEEDS, "sites": "conv_out", "into": into}
+    given = ["a green moon"] * 2
+    found = trace(tiny_pipe, **same, windows=[range(STEPS)], null=given, measure=bright, **RUN)
+    images = generate(tiny_pipe, given, SEEDS, batch_size=2, **RUN)
+    base, other = (found.corrupted, found.clean) if into == "corrupted" else (found.clean, found.corrupted)
+    np.testing.assert_allclose(found.null[0, 0], (bright(images) - base) / (other - base))
+    for null in (None, [*given[:1], same["prompts"][0] if into == "corrupted" else OTHER[0]], given[:1]):
+        with pytest.raises(InvalidRequest, match="expected another prompt for each sample"):
+            trace(tiny_pipe, **same, null=null, **RUN)
 
 
 def test_likeness_of_steps():

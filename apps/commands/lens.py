@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from apps.commands._options import Commands, add_command, add_model, add_sampling, positive, steps_range
+from apps.commands._options import Commands, HelpFormatter, add_command, add_model, add_sampling, positive, steps_range
 
 _EXAMPLES = """
 denoscope lens attention --prompt "a red star on dark background in flat style" --words star red --out star.png
@@ -16,6 +16,7 @@ denoscope lens trace --help
 _ATTENTION = """
 denoscope lens attention --prompt "a red star on dark background in flat style" --words star red --out star.png
 denoscope lens attention --images canvas:4 --words object --gradient --out objects.png
+denoscope lens attention --prompt "a red star" --words star --seeds 0 --by layer --out layers.png
 """
 _FEATURES = """
 denoscope lens features --images one.png two.png --site up_blocks.1 --point 0.5,0.3 --out matches.png
@@ -48,7 +49,7 @@ def add_parser(commands: Commands) -> None:
         description="Look at what a model attends to, computes, and needs. Every lens writes a PNG and, beside it, the "
         "numbers as JSON. What each lens is, and how well it does on canvas: docs/lenses.md.",
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     lenses = parser.add_subparsers(title="lenses", metavar="LENS", required=True, dest="lens")
 
@@ -71,6 +72,11 @@ def add_parser(commands: Commands) -> None:
     words.add_argument("--log-snr", type=float, nargs="+", default=[2.0], help="noise levels of --images, averaged")
     words.add_argument("--words", nargs="+", required=True, help="words of the prompt; on canvas also factors: object")
     words.add_argument("--sites", nargs="+", help="cross-attention modules (default: all)")
+    words.add_argument(
+        "--by",
+        choices=("layer", "step", "head"),
+        help="a map for each of these instead of the mean; head: of one of --sites",
+    )
     words.add_argument("--gradient", action="store_true", help="gradient x attention, on --images")
 
     features = lens(
@@ -91,22 +97,23 @@ def add_parser(commands: Commands) -> None:
     )
     _given(cut)
     _noised(cut)
-    cut.add_argument("--limit", type=float, default=0.5, help="largest normalised cut that still splits, from 0 to 2")
-    cut.add_argument("--alpha", type=float, default=10.0, help="exponent of the affinity")
+    cut.add_argument("--limit", type=float, default=0.2, help="largest normalised cut that still splits, from 0 to 2")
+    cut.add_argument("--alpha", type=float, default=2.0, help="exponent of the affinity: larger cuts finer")
     cut.add_argument("--max-segments", type=positive, help="no more than these")
 
     for name, summary, about, example in (
         ("trace", "which site, when restored, brings the clean image back",
          "A corrupted generation with one site's values taken from the clean one, for every site and window of steps, "
-         "beside the same with another sample's values.", _TRACE),
+         "beside the same with the values of a foreign prompt.", _TRACE),
         ("patch", "which site, when corrupted, takes the clean image away",
          "A clean generation with one site's values taken from the corrupted one, for every site and window of steps, "
-         "beside the same with another sample's values.", _PATCH),
+         "beside the same with the values of a foreign prompt.", _PATCH),
     ):  # fmt: skip
         trace = lens(name, summary, about, example)
         _drawn(trace)
         trace.add_argument("--corrupt", help="the other prompt")
         trace.add_argument("--noise", type=float, help="or: noise on the text embedding, in its standard deviations")
+        trace.add_argument("--null", default="", help="the foreign prompt (default: the empty one)")
         trace.add_argument("--sites", nargs="+", required=True, help="modules of the denoiser")
         trace.add_argument("--windows", type=steps_range, nargs="+", help="steps, such as 0-4 5-9 (default: each step)")
         trace.add_argument("--concept", help="FACTOR=LABEL whose probability is measured, on canvas (default: pixels)")

@@ -10,10 +10,23 @@ import numpy as np
 from apps.commands._options import load_model, new_file
 from apps.errors import InvalidOption
 from apps.images import labelled_grid
-from apps.lenses.sheets import dotted, given_images, number_table, save, segment_sheet, stacked, word_sheet
+from apps.lenses.sheets import (
+    SIDE,
+    dotted,
+    given_images,
+    largest,
+    number_table,
+    part_sheet,
+    save,
+    segment_sheet,
+    stacked,
+    word_sheet,
+    wrapped,
+)
 from apps.progress import bar
 
 if TYPE_CHECKING:
+    from probe.lenses.attention_maps import AttentionMaps
     from probe.lenses.features import Features
     from probe.lenses.tracing import Measure
     from probe.model.pipeline import Pipeline
@@ -49,15 +62,21 @@ def attention(options: argparse.Namespace) -> None:
                 batch_size=options.batch_size, progress=progress,
             )  # fmt: skip
     heat = found.heat()
+    by = {name: found.heat(side=heat.shape[-2], **part) for name, part in _parts(found, options.by).items()}
     record = {
         "prompts": captions,
         "words": found.words,
         "log_snr": found.log_snr,
         "maps": heat,
+        "by": by,
         "mass": {site: mass.mean(1) for site, mass in found.mass().items()},
         "mass_axes": ["step", "word", "head"],
     }
-    save(out, word_sheet(found.images, heat, found.words, captions), record)
+    if by:
+        sheet = part_sheet(found.images, np.stack(list(by.values())), found.words, captions, list(by))
+    else:
+        sheet = word_sheet(found.images, heat, found.words, captions)
+    save(out, sheet, record)
 
 
 def features(options: argparse.Namespace) -> None:
@@ -117,20 +136,26 @@ def tracing(options: argparse.Namespace) -> None:
     if (options.corrupt is None) == (options.noise is None):
         raise InvalidOption("lens trace: give --corrupt PROMPT or --noise SCALE, one of them.")
     corruption = options.noise if options.corrupt is None else [options.corrupt] * len(prompts)
-    print(f"{3 + 2 * len(options.sites) * len(windows)} generations or more of {len(prompts)} images each")
+    print(f"{4 + 2 * len(options.sites) * len(windows)} generations or more of {len(prompts)} images each")
     with bar("tracing", "run") as progress:
         found = trace(
-            pipe, prompts, corruption, seeds, options.sites, windows=windows,
+            pipe, prompts, corruption, seeds, options.sites, windows=windows, null=[options.null] * len(prompts),
             measure=_probability(pipe, options.concept), into="corrupted" if options.lens == "trace" else "clean",
             steps=options.steps, guidance=options.guidance, progress=progress,
         )  # fmt: skip
     columns = ["-".join(dict.fromkeys((str(w[0]), str(w[-1])))) for w in found.windows]
     verb = "restored" if options.lens == "trace" else "lost"
+    effect, null = found.mean(), np.nanmean(found.null, axis=2)
     sheets = [
-        number_table(values, found.sites, columns, title=title, signed=True)
+        number_table(values, found.sites, columns, title=title, signed=True, top=largest(effect, null))
         for values, title in (
-            (found.mean(), f"share of the effect that is {verb}, by steps"),
-            (np.nanmean(found.null, axis=2), "the same with another sample's values"),
+            (effect, f"share of the effect that is {verb}, by steps"),
+            (
+                null,
+                f"the same with the values of {options.null!r}"
+                if options.null
+                else "the same with the values of the empty prompt",
+            ),
         )
     ]
     record = {
@@ -138,6 +163,7 @@ def tracing(options: argparse.Namespace) -> None:
         "windows": found.windows,
         "effect": found.effect,
         "null": found.null,
+        "null_prompt": options.null,
         "clean": found.clean,
         "corrupted": found.corrupted,
         "into": found.into,
@@ -196,10 +222,15 @@ def invert(options: argparse.Namespace) -> None:
     images, captions = given_images(options.images, pipe, options.caption, options.seed)
     method = options.method.replace("-", "_")
     found = invert_images(pipe, images, captions, method=method, steps=options.steps or 50, seed=options.seed)
-    rows, columns = [[*pair] for pair in zip(images, found.images, strict=True)], ["given", "drawn again"]
+    rows = [[*pair] for pair in zip(images, found.images, strict=True)]
+    texts = [
+        [f"given:\n{wrapped(caption)}", f"drawn again:\nerror {error:.3f}, of the autoencoder {codec:.3f}"]
+        for caption, error, codec in zip(captions, found.pixel_error, found.codec_error, strict=True)
+    ]
     if options.edit:
         edited = found.draw(pipe, [options.edit] * len(images), guidance=options.guidance)
-        rows, columns = [[*row, image] for row, image in zip(rows, edited, strict=True)], [*columns, options.edit]
+        rows = [[*row, image] for row, image in zip(rows, edited, strict=True)]
+        texts = [[*row, f"with another prompt:\n{wrapped(options.edit)}"] for row in texts]
     record = {
         "method": options.method,
         "steps": found.steps,
@@ -210,7 +241,7 @@ def invert(options: argparse.Namespace) -> None:
     }
     for name in ("state_error", "pixel_error", "codec_error"):
         print(f"{name.replace('_', ' ')}: {float(np.mean(record[name])):.2g}")
-    save(out, labelled_grid(rows, row_labels=captions, column_labels=columns), record)
+    save(out, labelled_grid(rows, captions=texts, side=SIDE), record)
 
 
 def _features_of(pipe: Pipeline, images: np.ndarray, options: argparse.Namespace) -> Features:
@@ -227,6 +258,28 @@ def _grid(options: argparse.Namespace) -> tuple[list[str], list[int]]:
     """Every prompt with every seed."""
     pairs = [(prompt, seed) for prompt in options.prompt for seed in options.seeds]
     return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
+
+
+def _parts(found: AttentionMaps, by: str | None) -> dict[str, dict[str, Any]]:
+    """What each map of a sheet is of, as arguments of ``heat``, by the name of the map."""
+    if by == "layer":
+        return {_short(site): {"sites": [site]} for site in found.maps}
+    if by == "step":
+        return {f"log-SNR {level:.1f}": {"steps": [step]} for step, level in enumerate(found.log_snr)}
+    if by == "head":
+        if len(found.maps) != 1:
+            raise InvalidOption(
+                "lens attention --by head: heads of different layers have nothing in common; name one of --sites."
+            )
+        (maps,) = found.maps.values()
+        return {f"head {head}": {"heads": [head]} for head in range(maps.shape[3])}
+    return {}
+
+
+def _short(site: str) -> str:
+    """The kind of block of a layer and all numbers of its path, as ``up_blocks 0.1.0``."""
+    block, *rest = site.partition(":")[0].split(".")[1:]
+    return wrapped(f"{block} {'.'.join(name for name in rest if name.isdecimal())}")
 
 
 def _words_in(captions: list[str], words: list[str]) -> list[list[str]]:

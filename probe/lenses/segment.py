@@ -24,8 +24,8 @@ MAX_CELLS = 4096
 def normalised_cut(
     features: np.ndarray,
     *,
-    limit: float = 0.5,
-    alpha: float = 10.0,
+    limit: float = 0.2,
+    alpha: float = 2.0,
     max_segments: int | None = None,
     centred: bool = True,
 ) -> np.ndarray:
@@ -34,7 +34,8 @@ def normalised_cut(
     Args:
         features: (channels, height, width), such as the output of a self-attention.
         limit: largest NCut, in [0, 2], at which a part is split.
-        alpha: exponent of the affinity; larger values cut at smaller differences.
+        alpha: exponent of the affinity; larger values cut at smaller differences. The default is what finds canvas's
+            objects best; DiffCut takes 10 with the features of Stable Diffusion, which cuts canvas's into crumbs.
         max_segments: stop there, the cheapest splits first; no bound if None.
         centred: take the mean over cells off first.
 

@@ -9,7 +9,8 @@ the corrupted one with one site's values, during some steps, taken from the clea
 The other direction puts the corrupted run's values into the clean one (activation patching), and the effect is the
 share of the measure that is lost: what is necessary, where restoring says what is sufficient.
 
-Any foreign values at a site do something. So every cell has a null: the same patch with another sample's values.
+Any foreign values at a site do something. So every cell has a null: the same patch with the values of another prompt.
+Those of the same prompt with another seed would be no null: they carry the concept too.
 Without a measure of one's own, m is minus the squared distance to the clean image in pixels, for which m(clean) is 0.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +73,7 @@ def trace(
     sites: str | Site | Sequence[str | Site],
     *,
     windows: Sequence[Sequence[int]] | None = None,
+    null: Sequence[str] | None = None,
     measure: Measure | None = None,
     into: str = "corrupted",
     steps: int | None = None,
@@ -82,12 +85,14 @@ def trace(
 
     Args:
         pipe: the pipeline.
-        prompts: clean prompts, two or more (the null needs another sample); one batch.
+        prompts: clean prompts, one batch.
         corruption: other prompts, one each; or the standard deviation of noise added to the text embedding, in units
             of the embedding's own.
-        seeds: of the initial noise, one a prompt, distinct for a null that differs.
+        seeds: of the initial noise, one a prompt.
         sites: modules of the denoiser.
         windows: steps of each column; every step by itself if None.
+        null: prompts, one each, whose values the null puts in, drawn with the samples' seeds; ``""`` is the empty
+            prompt. If None, the values of the sample before, whose prompt must be another.
         measure: of images; the pixel distance if None.
         into: ``corrupted`` (restore the clean values) or ``clean`` (put the corrupted ones in).
         steps, guidance: as ``generate``.
@@ -95,16 +100,17 @@ def trace(
         progress: called with (done, total) generated batches.
 
     Raises:
-        InvalidRequest: numbers that do not fit.
+        InvalidRequest: numbers that do not fit, or a null of a sample's own prompt.
 
-    Cost: 3 + 2 sites x windows generations of the batch; the values of all sites are kept, 4 bytes each.
+    Cost: 3 (4 with ``null``) + 2 sites x windows generations of the batch; the values of all sites are
+    kept twice, 4 bytes each.
 
     Example:
         >>> from probe.lenses import trace
         >>> from probe.model import load_pipeline
         >>> clean, other = "a red star on dark background in flat style", "a red cup on dark background in flat style"
-        >>> pipe, windows = load_pipeline("canvas"), [range(3)]
-        >>> found = trace(pipe, [clean] * 2, [other] * 2, [0, 1], "up_blocks.0", windows=windows, steps=3)
+        >>> pipe, settings = load_pipeline("canvas"), {"windows": [range(3)], "null": [""], "steps": 3}
+        >>> found = trace(pipe, [clean], [other], [0], "up_blocks.0", **settings)
         >>> found.mean().shape
         (1, 1)
     """
@@ -112,12 +118,20 @@ def trace(
         raise InvalidRequest(f"trace: into {into!r}; expected 'corrupted' or 'clean'.")
     default = generation_defaults(pipe)
     steps, guidance = steps or default.steps, default.guidance if guidance is None else guidance
-    if len(prompts) < 2 or len(seeds) != len(prompts):
-        raise InvalidRequest(f"trace: {len(prompts)} prompts and {len(seeds)} seeds; give two or more, a seed each.")
+    if not len(prompts) or len(seeds) != len(prompts):
+        raise InvalidRequest(f"trace: {len(prompts)} prompts and {len(seeds)} seeds; give one or more, a seed each.")
+    source = list(prompts if into == "corrupted" or isinstance(corruption, int | float) else corruption)
+    foreign = [source[-1], *source[:-1]] if null is None else list(null)
+    if len(foreign) != len(source) or any(a == b for a, b in zip(foreign, source, strict=True)):
+        raise InvalidRequest(
+            f"trace: the null's values come from {foreign}, those of the patch from {source}; expected another prompt "
+            "for each sample. Give null, such as one empty prompt each."
+        )
     columns = tuple((s,) for s in range(steps)) if windows is None else tuple(tuple(w) for w in windows)
     if any(not w or not all(0 <= s < steps for s in w) for w in columns):
         raise InvalidRequest(f"trace: windows {columns} for {steps} steps; expected steps from 0 to {steps - 1}.")
     places = resolve_sites(pipe, sites)
+    run: dict[str, Any] = {"steps": steps, "guidance": guidance}
     total, done = 2 + 2 * len(places) * len(columns), 0  # beside the recorded run
 
     def draw(given: Sequence[str], *edits: Intervention) -> np.ndarray:
@@ -132,24 +146,28 @@ def trace(
 
     with corrupted_prompts(pipe, prompts, corruption, seed) as wrong:
         spoilt = draw(wrong)
-        recorded = record_run(pipe, places, wrong, seeds, steps=steps, guidance=guidance) if into == "clean" else {}
+        recorded = record_run(pipe, places, wrong, seeds, **run) if into == "clean" else {}
     clean = draw(prompts)
     if into == "corrupted":
-        recorded = record_run(pipe, places, prompts, seeds, steps=steps, guidance=guidance)
+        recorded = record_run(pipe, places, prompts, seeds, **run)
+    if null is None:
+        others = {site: _previous(patch) for site, patch in recorded.items()}
+    else:
+        others = record_run(pipe, places, null, seeds, **run)
     asked = measure or (lambda images: -_distance(images, clean))
     m_clean, m_spoilt = asked(clean), asked(spoilt)
     base, other = (m_spoilt, m_clean) if into == "corrupted" else (m_clean, m_spoilt)
     span = np.where(other == base, np.nan, other - base)
-    effect, null = (np.empty((len(places), len(columns), len(prompts))) for _ in range(2))
+    effect, by_chance = (np.empty((len(places), len(columns), len(prompts))) for _ in range(2))
     with corrupted_prompts(pipe, prompts, corruption, seed) if into == "corrupted" else nullcontext(prompts) as given:
         for i, site in enumerate(places):
             for j, window in enumerate(columns):
-                for found, shift in ((effect, 0), (null, 1)):
-                    patch = recorded[site]
-                    moved = Patch(patch.value.roll(shift, 2), patch.branches, patch.timesteps)
-                    images = draw(given, Intervention(site, moved, steps=window))
+                for found, patch in ((effect, recorded[site]), (by_chance, others[site])):
+                    images = draw(given, Intervention(site, patch, steps=window))
                     found[i, j] = (asked(images) - base) / span
-    return Trace(tuple(map(str, places)), columns, effect, null, m_clean, m_spoilt, np.stack([clean, spoilt]), into)
+    return Trace(
+        tuple(map(str, places)), columns, effect, by_chance, m_clean, m_spoilt, np.stack([clean, spoilt]), into
+    )
 
 
 @contextmanager
@@ -176,6 +194,11 @@ def corrupted_prompts(
             f"trace: {len(corruption)} corrupted prompts for {len(prompts)} clean ones; give one each."
         )
     yield corruption
+
+
+def _previous(patch: Patch) -> Patch:
+    """Each sample with the values of the one before."""
+    return Patch(patch.value.roll(1, 2), patch.branches, patch.timesteps)
 
 
 def _distance(images: np.ndarray, others: np.ndarray) -> np.ndarray:
