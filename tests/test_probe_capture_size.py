@@ -137,9 +137,11 @@ print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 def test_host_memory_stays_below_the_prediction(tiny_folder, tiny_pipe, tmp_path):
     from probe.model import load_pipeline
 
-    # shards of 64 samples x 4 steps x 2 branches, float32: up to 2 MB a site
+    # two shards of 32 samples x 4 steps x 2 branches, float32: up to 1 MB a site
     sites = ["unet.conv_in:out", "unet.down_blocks.0:out", "unet.up_blocks.1:out", "unet.up_blocks.1.resnets.0:out"]
-    plan = make_plan(load_pipeline(tiny_folder), n=128, sites=sites, steps=4, dtype="float32", batch_size=32)
+    plan = make_plan(
+        load_pipeline(tiny_folder), n=64, sites=sites, steps=4, dtype="float32", batch_size=32, max_samples_per_shard=32
+    )
     (tmp_path / "plan.json").write_text(plan.to_json())
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(tiny_folder), str(tmp_path / "plan.json"), str(tmp_path / "s")],

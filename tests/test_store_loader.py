@@ -40,7 +40,7 @@ def check_values(store: ActivationStore, site: str, batches: list[RowBatch]) -> 
         np.testing.assert_array_equal(batch.x, full[batch.sample, batch.step, batch.branch, batch.token])
 
 
-@pytest.mark.parametrize(("pool_rows", "batch_size"), [(64, 1), (7, 50), (64, 50), (10**6, 50), (33, 1056)])
+@pytest.mark.parametrize(("pool_rows", "batch_size"), [(64, 3), (7, 50), (64, 50), (10**6, 50), (33, 1056)])
 def test_every_row_once_an_epoch(store: ActivationStore, pool_rows: int, batch_size: int) -> None:
     n = 11 * 3 * 2 * 16
     with RowLoader(store, JOINED.name, batch_size, seed=5, pool_rows=pool_rows) as loader:

@@ -44,7 +44,7 @@ def test_every_flipped_bit_is_found(path: Path) -> None:
     assert len(files) == 3 * 3 + 3 + 2
     for file in files:
         data = file.read_bytes()
-        spots = {0, len(data) - 1} | {rng.randrange(len(data)) for _ in range(6)}
+        spots = {0, len(data) - 1} | {rng.randrange(len(data)) for _ in range(3)}
         for spot in spots:
             bad = bytearray(data)
             bad[spot] ^= 1 << rng.randrange(8)

@@ -148,5 +148,6 @@ class DeactivateFeatures(FeatureOp):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> DeactivateFeatures:
-        numbers = {"multiplier": float(record["multiplier"]), "tau": float(record["tau"])}
-        return cls(**cls.fields_of(record, unpack), **numbers, keep_error=bool(record["keep_error"]))
+        fields = cls.fields_of(record, unpack)
+        multiplier, tau = float(record["multiplier"]), float(record["tau"])
+        return cls(**fields, multiplier=multiplier, tau=tau, keep_error=bool(record["keep_error"]))
