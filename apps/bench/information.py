@@ -91,7 +91,7 @@ def bench_information(
     from probe.model import fingerprint
 
     claim(work, config)
-    stages = Stages(Run(work), say, n_stages=5 + len(FACTORS))
+    stages = Stages(Run(work), say, n_stages=6 + len(FACTORS))
     world = renders(model, max(config.images, config.label_images, config.pair_images), config.seed)
 
     def place(n: int) -> Nodes:
@@ -124,8 +124,11 @@ def bench_information(
     def words() -> list[Row]:
         n = config.images
         found = collected("words", world.x[:n], word_columns(world.names[:n]), many)
-        world_n = first(world, n)
-        return localisation_rows(model, found, world_n) + limit_rows(found, world_n)
+        return localisation_rows(model, found, first(world, n))
+
+    def limits() -> list[Row]:
+        n = config.images
+        return limit_rows(collected("words", world.x[:n], word_columns(world.names[:n]), many), first(world, n))
 
     def labels(factor: str) -> list[Row]:
         n = config.label_images
@@ -143,6 +146,7 @@ def bench_information(
         return removal_rows(model, found, drawn)
 
     rows = rows_of("words", f"maps of words on {config.images} renders", words)
+    rows += rows_of("limits", "what limits the maps", limits)
     for factor in FACTORS:
         rows += rows_of(f"label-{factor}", f"{factor} read off the errors", lambda factor=factor: labels(factor))
     rows += rows_of("pairs", "pairs of words", pairs)

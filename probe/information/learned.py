@@ -15,7 +15,8 @@ second denoiser, trained the same way on y dealt to other rows: its truth is 0.
 Information does not change when a side is mapped one to one. So wide rows are turned to their principal components, and
 each component is given a normal margin (normal scores, van der Waerden 1952), so that no unit, tail or gap of a margin
 is left to learn. Only the first components of wide rows are kept, which can only lose information: what comes out is
-that of these components.
+that of these components. Nor does it matter which side is denoised: embeddings are told of rows, but rows are told of
+labels, since a label is one of a few points and the rows of a class are soon wider than a small network learns.
 """
 
 from __future__ import annotations
@@ -94,11 +95,14 @@ class LearnedInformation:
         if (self.nodes or 1) < 1 or not 0.0 < self.test_share < 1.0 or (self.components or 1) < 1:
             raise InvalidRequest(f"{self}: expected nodes and components of at least 1 and a share in (0, 1).")
         rows, kept_x = principal(x, self.components, "x")
-        told, kept_y = (one_hot(y), 1.0) if np.ndim(y) == 1 else principal(y, self.components, "y")
+        labels = np.ndim(y) == 1
+        told, kept_y = (one_hot(y), 1.0) if labels else principal(y, self.components, "y")
         if len(rows) != len(told) or len(rows) < LEAST:
             raise InvalidRequest(
                 f"LearnedInformation: {len(rows)} rows of x, {len(told)} of y; expected as many, and {LEAST} or more."
             )
+        if labels:
+            rows, told = told, rows
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(rows), generator=generator)
         n_test = round(self.test_share * len(rows))
@@ -130,7 +134,7 @@ class LearnedInformation:
         return self
 
     def information(self, form: Form = "standard") -> Information:
-        """The estimate, by measured row and by component, with its null.
+        """The estimate, by measured row and by component (of the label's code if y is a label), with its null.
 
         Warns:
             TruncatedWindow: the gap is not over at the highest level, as for y that fixes x: information is cut off.
