@@ -74,6 +74,7 @@ def test_help_wraps_text_and_says_defaults_plainly() -> None:
     from apps.commands._options import HelpFormatter
 
     parser = argparse.ArgumentParser(
+        prog="x",
         description="word " * 40,
         epilog="example:\n  " + "x" * 150,
         formatter_class=lambda prog: HelpFormatter(prog, width=80),
@@ -86,7 +87,7 @@ def test_help_wraps_text_and_says_defaults_plainly() -> None:
     assert "  --seeds SEEDS ..." in text and "100 % of them (default: 0 1)" in text
     assert "(default: )" not in text and "(default: False)" not in text
     assert max(len(line) for line in text.splitlines() if "x" * 150 not in line) <= 80
-    assert "    directions  find directions" in text
+    assert any(line.split() == ["directions", "find", "directions"] for line in text.splitlines())
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

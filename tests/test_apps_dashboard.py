@@ -326,6 +326,8 @@ def test_feature_page(app: Callable[..., Any], run: Path) -> None:
     assert len(page.get("plotly_chart")) == 4
     assert len(page.get("image")) >= 9 + N_STEPS + 2  # examples, strip, colour bar, mean map
     assert page.query_params["ft_step"] == "strongest"  # the link says all, defaults included
+    push = f"denoscope steer --sae {run}/sae/mid_block --feature 9 --concept object=umbrella --out {run}/steer-9"
+    assert push in [code.value for code in page.code]
 
 
 def test_feature_controls_move_the_link(app: Callable[..., Any], run: Path) -> None:

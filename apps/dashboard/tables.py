@@ -22,6 +22,7 @@ COLUMNS = {
         "found",
         "found_shuffled",
         "evaluations",
+        "products",
         "cpu_s",
     ),
 }

@@ -3,6 +3,7 @@ is an effect."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from apps.dashboard import browse, figures, gallery, links, readers, shell, tile
 from apps.dashboard.address import Address, changed, go, widget
 from apps.dashboard.shell import Opened, provenance, reading
 from sae import ConceptScores, FeatureBundle
+
+PROMPT = "a photo of a cat"
+"""Stands for the reader's own in a command."""
 
 
 def header(address: Address, bundle: FeatureBundle, default: int) -> int:
@@ -208,6 +212,22 @@ def neighbours(bundle: FeatureBundle, feature: int) -> None:
                 )
 
 
+def test_it(opened: Opened, bundle: FeatureBundle, feature: int) -> None:
+    """The command that pushes the feature; the sweep is then on the page of steering."""
+    if opened.sae is None:
+        return
+    row, canvas = bundle.stats(feature), bundle.info["store"]["fingerprint"].get("name") == "canvas"
+    told = browse.best_factor(row, browse.labelled(bundle))
+    about = f"--concept {told}={row[f'best_{told}']}" if told and canvas else f"--prompt {shlex.quote(PROMPT)}"
+    run, sae = shlex.quote(str(opened.run.folder)), shlex.quote(str(opened.sae))
+    st.caption("All of this is observed. What the feature causes is found by pushing it while the model draws:")
+    st.code(
+        f"denoscope steer --sae {sae} --feature {feature} {about} --out {run}/steer-{feature}",
+        language="bash",
+        wrap_lines=True,
+    )
+
+
 def dead(bundle: FeatureBundle, feature: int) -> None:
     """What is said of a feature that never fires."""
     st.info(
@@ -243,6 +263,7 @@ def page(opened: Opened) -> None:
             gallery.examples(bundle, feature, bundle.examples(feature))
             over_steps(bundle, feature)
             concepts(bundle, feature, lambda factor: readers.concept_scores(folder, factor))
+            test_it(opened, bundle, feature)
         neighbours(bundle, feature)
         provenance(*browse.provenance(bundle))
 
