@@ -22,10 +22,15 @@ from probe.errors import (
 )
 from probe.interventions import (
     AddDirection,
+    ClampFeatures,
+    DeactivateFeatures,
+    EqualNorm,
     Intervention,
+    NormScaleFeatures,
     Op,
     Recipe,
     Replace,
+    ReplaceFlagged,
     ScaleFeatures,
     SetFeatures,
     TopKDictionary,
@@ -33,7 +38,7 @@ from probe.interventions import (
     as_dictionary,
     intervene,
 )
-from probe.interventions.ops import StepContext
+from probe.interventions.ops import StepContext, op_of, op_record
 from probe.model import generate, load_pipeline
 
 D, D_SAE, K, STEPS = 16, 24, 4, 3
@@ -372,6 +377,33 @@ def range_tensor() -> torch.Tensor:
 
 
 # Recipes
+
+
+def test_every_operation_on_features_comes_back_from_its_record():
+    d, features, times = random_dictionary(), torch.tensor([[1, 2, -1], [3, 4, 5]]), (999, 500)
+    ops: list[Op] = [
+        ScaleFeatures(d, features, -2.0, 0.1, times),
+        SetFeatures(d, features, 1.0, times),
+        ClampFeatures(d, features, 0.1, 0.2, times),
+        NormScaleFeatures(d, features, -1.0, 0.1, times),
+        ReplaceFlagged(d, features, 0.5, 3, times),
+        DeactivateFeatures(d, [1, 2], -3.0, 0.5, keep_error=False),
+        EqualNorm(ScaleFeatures(d, features, 0.0), 2),
+    ]
+    x = 3 * torch.randn(2, 9, D, generator=torch.Generator().manual_seed(1))
+    for op in ops:
+        tensors: list[torch.Tensor] = []
+
+        def pack(tensor: torch.Tensor, tensors: list[torch.Tensor] = tensors) -> str:
+            tensors.append(tensor.clone())
+            return str(len(tensors) - 1)
+
+        record = json.loads(json.dumps(op_record(op, pack)))
+        again = op_of(record, lambda name, tensors=tensors: tensors[int(name)])
+        assert type(again) is type(op) and getattr(again, "timesteps", None) == getattr(op, "timesteps", None)
+        edited = op.apply(x, 1.0, HERE)
+        torch.testing.assert_close(again.apply(x, 1.0, HERE), edited, rtol=0, atol=0)
+        assert not torch.equal(edited, x), op.kind
 
 
 def recipe_edits() -> list[Intervention]:
