@@ -114,7 +114,7 @@ def test_sheets_show_what_they_are_given():
     image = np.full((8, 8, 3), 100, np.uint8)
     marked = dotted(image, np.array([[0.25, 0.75]]), side=64)
     assert (marked[48, 16] != 100).any() and (marked[16, 48] == 100).all()
-    halves = segment_sheet([image], [np.array([[0, 1], [0, 1]])], ["wide words for a caption that is wrapped"])
+    halves = segment_sheet(image[None], [np.array([[0, 1], [0, 1]])], ["wide words for a caption that is wrapped"])
     body = np.unique(halves.reshape(-1, 3), axis=0).tolist()
     assert all(
         (0.45 * np.full(3, 100) + 0.55 * colour).astype(int).tolist() in body for colour in SEGMENTS[:2].astype(float)

@@ -89,7 +89,9 @@ def running_call(pipe: Pipeline) -> Iterator[RunningCall]:
                 "unknown."
             )
         text = call.get("encoder_hidden_states")
-        now.grid = (int(sample.shape[-2]), int(sample.shape[-1])) if packing is None else tuple(packing)
+        now.grid = (
+            (int(sample.shape[-2]), int(sample.shape[-1])) if packing is None else (packing.rows, packing.columns)
+        )
         now.n_text = text.shape[1] if isinstance(text, torch.Tensor) else 0
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)

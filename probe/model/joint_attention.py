@@ -73,8 +73,7 @@ def joint_map(
     rotary = call.get("image_rotary_emb")
     if rotary is not None:
         cos, sin = rotary
-        query = apply_rotary_emb(query, (cos[n_text:], sin[n_text:]), sequence_dim=1)
-        key = apply_rotary_emb(key, (cos, sin), sequence_dim=1)
+        query, key = _turned(query, cos[n_text:], sin[n_text:]), _turned(key, cos, sin)
     query, key = query.transpose(1, 2) * query.shape[-1] ** -0.5, key.transpose(1, 2)
     probs = query.new_empty((*query.shape[:3], n_text))
     for h in range(attn.heads):
@@ -91,3 +90,10 @@ def add_to_cells(attn: Any, output: Any, values: torch.Tensor, n_text: int) -> A
     if isinstance(output, tuple):  # the picture's stream and the text's
         return (output[0] + torch.nn.functional.linear(moved, attn.to_out[0].weight), *output[1:])
     return torch.cat([output[:, :n_text], output[:, n_text:] + moved], 1)
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Queries or keys (B, tokens, heads, head size) with the rotary embedding of their tokens' places."""
+    places: Any = (cos, sin)  # diffusers declares another type than it takes, and returns
+    turned: Any = apply_rotary_emb(x, places, sequence_dim=1)
+    return turned
