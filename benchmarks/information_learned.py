@@ -186,9 +186,6 @@ def learned_row(
 ) -> dict[str, float | str | int]:
     """One task and seed."""
     import time
-    import warnings
-
-    from probe.information import TruncatedWindow
 
     x, y = TASKS[name].draw(n, np.random.default_rng(seed))
     start = time.process_time()
@@ -196,9 +193,7 @@ def learned_row(
     learned.fit(x, y, progress=progress)
     row: dict[str, float | str | int] = {"part": "run", "task": name, "seed": seed, "exact": TASKS[name].exact, "n": n}
     for form in ("standard", "orthogonal"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncatedWindow)  # told in the row
-            found = learned.information(form)
+        found = learned.information(form)
         assert found.null is not None
         row |= {form: found.mean, f"{form}_error": found.interval(n=200).error, f"null_{form}": found.null.mean}
         row["missing"] = found.window.missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,6 @@ def site_row(
         InvalidOption: fewer labelled rows than an estimate takes.
         InvalidRequest: a label that never varies.
     """
-    from probe.information import TruncatedWindow
     from probe.information.learned import LEAST, LearnedInformation
 
     samples, x = rows.gather(request.step)
@@ -77,9 +75,7 @@ def site_row(
         "at_most": entropy(told) if labels else None,
     }
     for form in ("standard", "orthogonal"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncatedWindow)  # told in the row
-            found = learned.information(form)
+        found = learned.information(form)
         assert found.null is not None
         for name, part in ((form, found.interval()), (f"null_{form}", found.null.interval())):
             row |= {name: part.value, f"{name}_low": part.low, f"{name}_high": part.high}

@@ -159,6 +159,8 @@ def train_denoisers(
     optimizer = torch.optim.Adam(net.parameters(), lr=training.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / training.steps))
     mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE))
+    average = mean.module
+    assert isinstance(average, _Perceptrons)
     best, kept = torch.full((len(ys),), math.inf), [p.detach().clone() for p in net.parameters()]
     every, tell = max(_LEAST_BETWEEN, training.steps // _CHECKS), max(1, training.steps // 100)
     for step in range(1, training.steps + 1):
@@ -169,8 +171,8 @@ def train_denoisers(
         schedule.step()
         mean.update_parameters(net)
         if step % every == 0 or step == training.steps:
-            found = _held_loss(mean.module, *held, training.seed)
-            for old, new in zip(kept, mean.module.parameters(), strict=True):
+            found = _held_loss(average, *held, training.seed)
+            for old, new in zip(kept, average.parameters(), strict=True):
                 old[found < best] = new.detach()[found < best]
             best = torch.minimum(best, found)
         if progress is not None and (step % tell == 0 or step == training.steps):
