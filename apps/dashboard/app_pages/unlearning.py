@@ -84,7 +84,7 @@ def pictures(opened: Opened) -> None:
         return
     sheet, prompts = shown
     st.image(sheet, width="content", alt="Unedited pictures above, edited ones below")
-    st.caption("Same prompt and same noise above and below. First prompts that ask for it, then prompts that do not.")
+    st.caption("Same prompt and same noise above and below: some prompts ask for it, the others must stay as they are.")
     with st.expander("Prompts, from left to right", icon=":material/notes:"):
         st.text("\n".join(prompts))
     if name in opened.run.recipes():
