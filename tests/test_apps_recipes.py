@@ -61,7 +61,10 @@ def test_the_benchmarks_recipes_are_drawn_again_from_the_models_folder(
     images = [generate(pipe, [PROMPT], [0], steps=3, guidance=2.0, interventions=edits) for edits in ((), (EDIT,))]
     assert (images[0] != images[1]).any()
     rows = [PROMPT, f"edited: {PROMPT}"]
-    save_png(tmp_path / "here.png", labelled_grid(images, row_labels=rows, column_labels=["seed 0"], side=16))
+    save_png(
+        tmp_path / "here.png",
+        labelled_grid([list(row) for row in images], row_labels=rows, column_labels=["seed 0"], side=16),
+    )
     np.testing.assert_array_equal(read_image(out), read_image(tmp_path / "here.png"))
 
 

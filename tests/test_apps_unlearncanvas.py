@@ -225,9 +225,10 @@ class TestWorld:
         self, model: Path, classifiers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         place = Place("unlearncanvas", str(model), classifiers)
-        for asked in ({"attacks": ("paraphrase",)}, {"audit": True}):
+        given: list[dict[str, Any]] = [{"attacks": ("paraphrase",)}, {"audit": True}]
+        for options in given:
             with pytest.raises(InvalidOption, match="canvas only; leave out --attacks and --audit"):
-                UnlearnBench(tmp_path / "work", ("no_edit",), (("object", "Dogs"),), place=place, **asked)
+                UnlearnBench(tmp_path / "work", ("no_edit",), (("object", "Dogs"),), place=place, **options)
         folders = ["--model", str(model), "--classifiers", str(classifiers), "--out", str(tmp_path / "o.json")]
         for asked in (["--attacks", "paraphrase"], ["--audit"]):
             assert main(["bench", "unlearn", "--world", "unlearncanvas", *folders, *asked]) == FAILED
