@@ -266,7 +266,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def test_a_group_without_initial_rows_is_named(world: World, tmp_path: Path) -> None:
-    config = TrainConfig(**(QUICK | {"init_rows": 2}), time="per_step", rows=1000)
+    quick = QUICK | {"init_rows": 2, "time": "per_step", "rows": 1000}
+    config = TrainConfig(**quick)
     with pytest.raises(ConfigError, match="None of the 2 rows for initial values is of group . of 4 .*Raise init_rows"):
         train(world.store, config, tmp_path)
 

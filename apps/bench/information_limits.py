@@ -47,8 +47,8 @@ def limit_rows(table: NodeTable, world: World) -> list[dict[str, Any]]:
     assert grid is not None
     chosen = np.arange(len(masks)) < len(masks) // 2
     shaped = masks.reshape(-1, *grid)
-    grown = np.stack([binary_dilation(m) for m in shaped]).reshape(masks.shape)
-    inner = np.stack([binary_erosion(m) for m in shaped]).reshape(masks.shape)
+    grown: np.ndarray = np.stack([binary_dilation(m) for m in shaped]).reshape(masks.shape)
+    inner: np.ndarray = np.stack([binary_erosion(m) for m in shaped]).reshape(masks.shape)
     parts = {"inside": inner, "outline": grown & ~inner, "outside": ~grown}
 
     def row(method: str, kind: str, maps: np.ndarray, **about: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def matched_auc(maps: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
         wins[i] = (higher * (masks[i] & ~masks)).sum(1)
     rng = np.random.default_rng(0)
     counts = [np.bincount(rng.integers(len(v), size=len(v)), minlength=len(v)).astype(float) for _ in range(_RESAMPLES)]
-    found = np.array([_share(c @ wins @ c, c @ pairs @ c) for c in counts])
+    found = np.array([_share(float(c @ wins @ c), float(c @ pairs @ c)) for c in counts])
     value = _share(float(wins.sum()), float(pairs.sum()))
     known = found[np.isfinite(found)]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)

@@ -162,7 +162,7 @@ def _trained(options: argparse.Namespace, model: PipelineEps) -> Fit:
         contrast = d.PromptContrast(model, shown[0], without[0])
         return Fit(d.Asyrp(objective=contrast, **common), lambda _: (list(without),), counts="iterations")
     n = options.samples or DEFAULT_SAMPLES
-    k = {"k": components_of(options)} if options.method != "concept-vector" else {}
+    k: dict[str, Any] = {"k": components_of(options)} if options.method != "concept-vector" else {}
     if options.method == "noise-clr":
         finder: Any = d.NoiseCLR(**common, **k, at_once=min(4, k["k"]), batch=min(4, n))
         rest: tuple[Any, ...] = ()
