@@ -144,7 +144,8 @@ def test_sources_that_mean_nothing(tiny_folder, photos, tmp_path, capsys):
         ("canvas:x", "expected canvas:N"),
         ("canvas:1", "N of at least 2"),
         ("canvas:2", "renders of canvas have 64 pixels a side, the model draws 16"),
-        (str(photos / "9.png"), "needs --caption"),
+        (str(next(photos.glob("*.png"))), "needs --caption"),
+        (str(photos / "9.png"), "there is no file or folder"),
     ):
         given = ["--model", str(tiny_folder), "--images", source, "--out", str(tmp_path)]
         assert main(["info", "mi", *given]) == FAILED
