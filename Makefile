@@ -36,7 +36,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-long: $(VENV)/.dev
-	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -q -s -m long tests/test_store_reliability.py
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -q -s -m long --timeout 0 tests/test_store_reliability.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

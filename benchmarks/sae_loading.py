@@ -30,10 +30,9 @@ from torch import Tensor
 from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
 from apps.measurement import Measurement
 from benchmarks.sae_step import SHAPES, planted_rows, quartiles
-from benchmarks.sae_step_peers import LR, Shape
+from benchmarks.sae_step_peers import LR, Shape, ours
 from benchmarks.store import drop_cache
-from sae import TrainConfig, TrainProgress, make_sae, train
-from sae.training.optimiser import Adam
+from sae import TrainConfig, TrainProgress, train
 from sae.training.rows import open_rows
 
 SITE, TOKENS, STEPS, SAMPLES_A_SHARD = "unet.mid_block:out", 256, 8, 8
@@ -84,7 +83,7 @@ def measure(folder: Path, shape: Shape, rounds: int, steps: int) -> dict[tuple[s
     n_rows = max(steps * shape.batch, (_POOLS + 2) * config.pool_rows)
     with closing(written(folder / "store", planted, n_rows)) as store:
         for number in range(rounds):
-            seen["step rows/s", "memory"].append(step_speed(store, config, planted, steps))
+            seen["step rows/s", "memory"].append(step_speed(shape, planted, steps))
             for cache in order.sample(("cold", "warm"), 2):
                 if cache == "warm":
                     loader_speed(store, config)  # brings the files in
@@ -135,22 +134,15 @@ def loader_speed(store: ActivationStore, config: TrainConfig) -> float:
         return _POOLS * config.pool_rows / (time.perf_counter() - started)
 
 
-def step_speed(store: ActivationStore, config: TrainConfig, planted: Tensor, steps: int) -> float:
-    """Rows a second that steps use up when all are in memory."""
-    batches = planted.split(config.batch_size)
-    sae = make_sae(config.sae_config(store.site(SITE).spec.channels, config.rows), seed=0)
-    sae.initialise(batches[0], torch.zeros(config.batch_size, dtype=torch.float64))
-    adam = Adam(sae.trained_tensors(), betas=(0.9, 0.999), eps=6.25e-10, clip_norm=1.0)
-
-    def step(number: int) -> None:
-        adam.update(sae.loss(batches[number % len(batches)])[1], LR)
-        sae.after_update()
-
-    step(0)
+def step_speed(shape: Shape, planted: Tensor, steps: int) -> float:
+    """Rows a second that the step of `benchmarks.sae_step` uses up when all are in memory."""
+    batches = planted.split(shape.batch)
+    step = ours(shape, batches[0], "fp32")
+    step(batches[0])
     started = time.perf_counter()
     for number in range(steps):
-        step(number)
-    return steps * config.batch_size / (time.perf_counter() - started)
+        step(batches[number % len(batches)])
+    return steps * shape.batch / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

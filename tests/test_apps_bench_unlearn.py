@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from multiprocessing import active_children
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -199,6 +198,7 @@ def test_numbers_are_the_protocols(config: UnlearnBench):
     assert estimate(bench).stages == 2 and estimate(bench).validation_images == 8
     assert "object: uce" in scores_table(measured.rows) and "| uce |" in markdown_table(measured.rows)
     assert len(ElementTree.fromstring(frontier_svg(measured.rows)).findall(".//{*}polyline")) == 1
+    assert bench.run.recipes() and read_image(config.work / "object.png").shape[2] == 3
 
 
 def test_a_method_without_an_edit_for_a_target_is_scored_as_one_that_changes_nothing(config: UnlearnBench, monkeypatch):
@@ -320,8 +320,3 @@ def test_ratios_are_averages_of_the_named_methods():
     found = ratios_of([*rows, {"part": "target", "method": "saeuron", "factor": "style"}], {"style": "saeuron"})
     assert found["style_ua"] == 0.9 and found["esd_style_ira"] == pytest.approx(0.7)
     assert {key.split("_")[0] for key in found} == {"style", "esd"}
-
-
-def test_the_work_folder_is_a_run(config: UnlearnBench):
-    assert Path(config.work, "stages").is_dir() and Bench(config).run.recipes()
-    assert read_image(config.work / "object.png").shape[2] == 3

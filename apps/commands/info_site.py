@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     clock = Clock()
-    stages = Stages(Run(options.out), print, len(told) * len(steps))
+    stages = Stages(Run(options.out), print, trainings)
     found = []
     for name, values in told.items():
         for step in steps:

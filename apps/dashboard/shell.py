@@ -142,8 +142,9 @@ def page_of(finding: Finding) -> tuple[str, str]:
     return MEASUREMENTS_PAGE, links.RESULT
 
 
-def choose(address: Address, key: str, label: str, what: str, listed: Sequence[Finding]) -> Finding:
-    """The finding that a link names, with a box to choose another where there are several."""
+def choose(key: str, label: str, what: str, listed: Sequence[Finding]) -> Finding:
+    """The finding that a link names, with a box to choose another where there are several; the address follows."""
+    address = Address()
     by_label = {finding.label: finding for finding in listed}
     name = address.one_of(key, what=what, choices=by_label, default=next(iter(by_label)))
     if len(by_label) > 1:
@@ -155,6 +156,8 @@ def choose(address: Address, key: str, label: str, what: str, listed: Sequence[F
             on_change=changed,
             args=(key,),
         )
+    address.save()
+    tell(address)
     return by_label[name]
 
 

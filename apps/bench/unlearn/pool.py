@@ -2,14 +2,19 @@
 
 Denoisers of this size gain little from a second thread, so processes that each take the next stage from one list use a
 machine better. A stage's result is a file that appears whole or not at all: after any end, the same command goes on.
+
+Each process has a pipe of its own, which reports its death as the end of the data. Nothing is shared, so a process that
+is killed can hold nothing that the others wait for; ``concurrent.futures`` can wait for ever when one dies while
+another is being started (Python 3.11).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from apps.bench.unlearn.prepare import Bench, UnlearnBench
@@ -20,8 +25,6 @@ from apps.progress import Progress
 
 Job = tuple[str, str, str, str]
 """(what, method, factor, label) of a stage."""
-
-_opened: Bench | None = None
 
 
 def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
@@ -37,29 +40,44 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int, progress: Progress
         Their results in the order of ``jobs``.
 
     Raises:
-        ProcessesFailed: a process ended before its stage did.
+        ProcessesFailed: a process ended before its stage did. Stages that others had begun are finished before this
+            or an error of a stage is raised; no further ones are begun.
     """
     if workers == 1 or len(jobs) < 2:
         return [_told(progress, i, len(jobs), lambda job=job: run_stage(bench, *job)) for i, job in enumerate(jobs)]
     found: dict[int, dict[str, Any]] = {}
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), get_context("spawn"), initializer=_open, initargs=(bench.config, bench.best_sae)
-    )
-    with pool:
-        numbers = {pool.submit(_run, job): i for i, job in enumerate(jobs)}
-        try:
-            for future in as_completed(numbers):
-                found[numbers[future]] = future.result()
+    failure: BaseException | None = None
+    waiting = iter(enumerate(jobs))
+    with ExitStack() as processes:
+        free = [processes.enter_context(_process(bench)) for _ in range(min(workers, len(jobs)))]
+        busy: dict[Connection, int] = {}
+        while True:
+            while free and failure is None and (following := next(waiting, None)):
+                number, job = following
+                try:
+                    free[-1].send(job)
+                except OSError:  # it has ended, and the pipe with it
+                    failure = _ended(len(jobs) - len(found), len(jobs))
+                else:
+                    busy[free.pop()] = number
+            if not busy:
+                break
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                number = busy.pop(pipe)
+                try:
+                    answer = pipe.recv()
+                except (EOFError, OSError):
+                    failure = failure or _ended(len(jobs) - len(found), len(jobs))
+                    continue
+                free.append(pipe)
+                if isinstance(answer, BaseException):
+                    failure = failure or answer
+                    continue
+                found[number] = answer
                 progress(len(found), len(jobs))
-        except BrokenProcessPool as error:
-            raise ProcessesFailed(
-                f"bench unlearn: a process ended with {len(jobs) - len(found)} of {len(jobs)} stages left (killed, or "
-                "out of memory). What is done is kept: start the same command again, with fewer --workers if memory "
-                "was short."
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one stage failed: the others need not be begun
-            raise
+    if failure is not None:
+        raise failure
     return [found[i] for i in range(len(jobs))]
 
 
@@ -69,16 +87,39 @@ def _told(progress: Progress, i: int, n: int, work: Callable[[], dict[str, Any]]
     return result
 
 
-def _open(config: UnlearnBench, best_sae: Mapping[str, str]) -> None:
+def _ended(left: int, total: int) -> ProcessesFailed:
+    return ProcessesFailed(
+        f"bench unlearn: a process ended with {left} of {total} stages left (killed, or out of memory). What is done "
+        "is kept: start the same command again, with fewer --workers if memory was short."
+    )
+
+
+@contextmanager
+def _process(bench: Bench) -> Iterator[Connection]:
+    """A process that does the stages sent to it; ended on leaving, as what it has done is in whole files."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, bench.config, dict(bench.best_sae)))
+    process.start()
+    there.close()  # or the end of the process would not end the data
+    try:
+        yield here
+    finally:
+        here.close()
+        process.terminate()
+        process.join()
+
+
+def _serve(pipe: Connection, config: UnlearnBench, best_sae: Mapping[str, str]) -> None:
     import torch
 
-    global _opened
     end_with_parent()
     torch.set_num_threads(1)
-    _opened = Bench(config, dict(best_sae))
-
-
-def _run(job: Job) -> dict[str, Any]:
-    if _opened is None:
-        raise RuntimeError("bench unlearn: a stage was run in a process without a benchmark.")
-    return run_stage(_opened, *job)
+    bench = Bench(config, dict(best_sae))
+    while True:
+        job = pipe.recv()
+        try:
+            pipe.send(run_stage(bench, *job))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            pipe.send(error)

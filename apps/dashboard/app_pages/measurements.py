@@ -10,7 +10,6 @@ import numpy as np
 import streamlit as st
 
 from apps.dashboard import figures, findings, links, shell, tables
-from apps.dashboard.address import Address
 from apps.dashboard.findings import Finding
 from apps.dashboard.shell import provenance, reading
 
@@ -71,10 +70,7 @@ def page() -> None:
         if not listed:
             empty(str(opened.run.folder))
             return
-        address = Address()
-        finding = shell.choose(address, links.RESULT, "File", "file", listed)
-        address.save()
-        shell.tell(address)
+        finding = shell.choose(links.RESULT, "File", "file", listed)
         st.header(shell.problem_text(finding.title), anchor=False)
         if finding.kind in findings.ABOUT:
             st.caption(findings.ABOUT[finding.kind])

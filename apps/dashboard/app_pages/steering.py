@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from apps.dashboard import figures, links, readers, shell
-from apps.dashboard.address import Address
 from apps.dashboard.figures import Curve
 from apps.dashboard.findings import Finding
 from apps.dashboard.shell import Opened, provenance, reading
@@ -141,10 +140,7 @@ def page() -> None:
         if not sweeps:
             empty(opened)
             return
-        address = Address()
-        finding = shell.choose(address, links.SWEEP, "Sweep", "sweep", sweeps)
-        address.save()
-        shell.tell(address)
+        finding = shell.choose(links.SWEEP, "Sweep", "sweep", sweeps)
         if finding.kind == "steer":
             sweep(finding)
         else:

@@ -106,10 +106,7 @@ def page() -> None:
         if not listed:
             empty(opened)
             return
-        address = Address()
-        finding = shell.choose(address, links.UNLEARNED, "Results", "file", listed)
-        address.save()
-        shell.tell(address)
+        finding = shell.choose(links.UNLEARNED, "Results", "file", listed)
         if results.methods(finding.rows):
             methods(finding)
         else:
