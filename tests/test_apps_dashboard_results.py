@@ -73,11 +73,11 @@ def run(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "words.png")
     (folder / "package.json").write_text("{}")  # somebody else's
     (folder / "torn.json").write_text("{")
-    grid = {"grid": {"prompts": ["a star", "a cup"]}}
-    for name in ("baseline", "object-star"):
-        (folder / "unlearn" / name).mkdir(parents=True)
-        Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(folder / "unlearn" / name / "000001.png")
-    (folder / "unlearn" / "baseline" / "grid.json").write_text(json.dumps(grid))
+    edit = folder / "unlearn" / "object-star"
+    for part in (edit, edit / "unedited"):
+        part.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(part / "000001.png")
+    (edit / "shown.json").write_text(json.dumps({"000001.png": "a cup"}))
     return folder
 
 

@@ -102,13 +102,12 @@ def test_leaves_everything_that_people_and_the_dashboard_read(demo: Any) -> None
 
 def test_prompts_that_are_scored_were_used_for_nothing_else(demo: Any) -> None:
     folder, _, _ = demo
-    baseline = json.loads((folder / "unlearn" / "baseline" / "grid.json").read_text())
-    scored, seeds = set(baseline["grid"]["prompts"]), set(baseline["grid"]["seeds"])
     from activations_store import ActivationStore
 
     samples = ActivationStore.open(folder / "store").samples
     stage = json.loads((folder / "stages" / "unlearn-object-star.json").read_text())
-    validation = stage["key"]["validation"]
+    grid, validation = stage["key"]["grid"], stage["key"]["validation"]
+    scored, seeds = set(grid["prompts"]), set(grid["seeds"])
     assert len(stage["result"]["tried"]) == 2
     sets = [scored, set(samples.column("prompt").to_pylist()), set(validation["prompts"])]
     seed_sets = [seeds, set(samples.column("seed").to_pylist()), set(validation["seeds"])]

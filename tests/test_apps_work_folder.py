@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import build_tiny_pipeline
 
 from apps.bench.unlearn.bench import bench_unlearn
 from apps.bench.unlearn.prepare import Bench, UnlearnBench, prepare
-from apps.bench.unlearn.unedited import unedited_images
 from apps.errors import FolderInUse
 from apps.images import read_image
 from apps.locks import HOLDER_FILE, only_command
 from apps.runs import Run
 from apps.unlearning.edits import Sampling
+from apps.unlearning.unedited import unedited_images
 from probe.model import generate
 from probe.unlearning import PromptGrid
 
@@ -90,9 +92,9 @@ def test_a_benchmark_does_nothing_in_a_folder_in_use(tmp_path: Path) -> None:
 def test_what_was_drawn_for_one_list_is_there_for_another(tiny_pipe, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 
-    def draw(of: PromptGrid, sampling: Sampling = SAMPLING, model: str = "this") -> np.ndarray:
+    def draw(of: PromptGrid, sampling: Sampling = SAMPLING, pipe: Any = tiny_pipe) -> np.ndarray:
         told.clear()
-        return unedited_images(Run(tmp_path), tiny_pipe, model, of, sampling, progress=lambda *at: told.append(at))
+        return unedited_images(Run(tmp_path), pipe, of, sampling, progress=lambda *at: told.append(at))
 
     rows = [("a red star", 0), ("a red star", 1), ("a blue moon", 0)]
     first = draw(grid(*rows))
@@ -105,8 +107,10 @@ def test_what_was_drawn_for_one_list_is_there_for_another(tiny_pipe, tmp_path: P
     assert (again[1] != first[0]).any()
     draw(grid(*rows))
     assert told == []
-    for sampling, model in ((Sampling(1, 2.0, 2), "this"), (SAMPLING, "another")):
-        draw(grid(rows[0]), sampling, model)
+    another = build_tiny_pipeline()
+    another.unet.conv_out.weight.data.mul_(2)
+    for sampling, pipe in ((Sampling(1, 2.0, 2), tiny_pipe), (SAMPLING, another)):
+        draw(grid(rows[0]), sampling, pipe)
         assert told == [(1, 1)]
 
 
@@ -116,9 +120,9 @@ def test_an_interrupted_command_goes_on_after_its_last_batch(tiny_pipe, tmp_path
 
     asked = grid(*(("a red star", seed) for seed in range(5)))
     with pytest.raises(KeyboardInterrupt):
-        unedited_images(Run(tmp_path), tiny_pipe, "this", asked, SAMPLING, progress=interrupt)
+        unedited_images(Run(tmp_path), tiny_pipe, asked, SAMPLING, progress=interrupt)
     told: list[int] = []
-    unedited_images(Run(tmp_path), tiny_pipe, "this", asked, SAMPLING, progress=lambda done, _: told.append(done))
+    unedited_images(Run(tmp_path), tiny_pipe, asked, SAMPLING, progress=lambda done, _: told.append(done))
     assert told == [4, 5]
 
 

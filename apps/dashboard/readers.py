@@ -22,6 +22,7 @@ from apps.dashboard.tiles import Look, png, strip, tiles
 from apps.images import labelled_grid, read_image
 from apps.measurement import read_measurement
 from apps.runs import BUNDLE_MARK, SAE_MARK, STORE_MARK, Run
+from apps.unlearning.edits import SHOWN_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,24 +270,25 @@ def before_after(run: Run, name: str, limit: int = 12) -> tuple[bytes, list[str]
     Returns:
         PNG and one prompt a column; None where a picture of either row is missing.
     """
-    folder, before = run.folder / "unlearn" / name, run.folder / "unlearn" / "baseline"
+    folder = run.folder / "unlearn" / name
+    before, listed = folder / "unedited", folder / SHOWN_FILE
     files = [path for path in sorted(folder.glob("[0-9]*.png")) if (before / path.name).is_file()][:limit]
-    if not files or not (before / "grid.json").is_file():
+    if not files or not listed.is_file():
         return None
-    prompts = _json(str(before / "grid.json"), stamp(before / "grid.json"))["grid"]["prompts"]
+    prompts = _json(str(listed), stamp(listed))
     return _sheet(
         tuple(str(before / path.name) for path in files),
         tuple(str(path) for path in files),
         labels=("unedited", "edited"),
         marks=tuple(stamp(path) for path in files),
-    ), [prompts[int(path.stem)] for path in files]
+    ), [prompts[path.name] for path in files]
 
 
 def unlearned(run: Run) -> list[str]:
     """Names of the edits whose images are kept."""
     folder = run.folder / "unlearn"
     names = [child.name for child in sorted(folder.iterdir()) if child.is_dir()] if folder.is_dir() else []
-    return [name for name in names if name not in ("baseline", "steer", "unedited")]
+    return [name for name in names if name not in ("steer", "unedited")]
 
 
 def steered(run: Run, n_prompts: int = 4) -> bytes | None:

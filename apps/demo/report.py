@@ -11,6 +11,7 @@ from apps import report as html
 from apps.demo.config import DemoConfig
 from apps.images import labelled_grid, overlay, read_image, save_png
 from apps.runs import Run, site_name
+from apps.unlearning.edits import shown_image
 
 if TYPE_CHECKING:
     from probe.unlearning import PromptGrid
@@ -73,9 +74,9 @@ class _Pictures:
     def __init__(self, run: Run, grid: PromptGrid, baseline: Mapping[str, Any]) -> None:
         self._run, self.grid, self._baseline = run, grid, baseline
 
-    def before(self, row: int) -> html.Picture:
-        """The unedited image of a row of the grid."""
-        return self._picture("baseline", row, self._baseline, "unedited")
+    def before(self, record: Mapping[str, Any], row: int) -> html.Picture:
+        """The unedited image of a row of the grid that the edit's images show too."""
+        return self._picture(f"{record['factor']}-{record['label']}/unedited", row, self._baseline, "unedited")
 
     def after(self, record: Mapping[str, Any], row: int) -> html.Picture:
         """The edited image; framed where the prompt asks for the target."""
@@ -92,7 +93,7 @@ class _Pictures:
     ) -> html.Picture:
         seen = f"{judged['judged']['object'][row]}, {judged['judged']['style'][row]}"
         seen = ("artifact: " if judged["artifact"][row] else "") + seen
-        image = read_image(self._run.new("unlearn", name) / f"{row:06d}.png")
+        image = read_image(shown_image(self._run.folder / "unlearn" / name, row))
         alt = f"{how}, prompt: {self.grid.prompts[row]}; the judge sees {seen}"
         return html.Picture(image, alt, f"judge: {seen}", marked)
 
@@ -111,7 +112,7 @@ def _headline_rows(grid: PromptGrid, records: Sequence[Mapping[str, Any]]) -> li
 def _headline(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> str:
     """The same prompts and seeds drawn by three models."""
     chosen = _headline_rows(pictures.grid, records)
-    table = [("unedited", [pictures.before(i) for i in chosen])]
+    table = [("unedited", [pictures.before(records[0], i) for i in chosen])]
     table += [(f"without {record['label']}", [pictures.after(record, i) for i in chosen]) for record in records]
     note = "Framed: the prompt asks for what was unlearned. Below each image: what the judge sees in it."
     return html.picture_grid(table, [pictures.prompt(i) for i in chosen]) + html.text(note)
@@ -120,7 +121,7 @@ def _headline(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> str:
 def _overview(pictures: _Pictures, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The headline as one picture, for documents that cannot hold a page."""
     chosen = _headline_rows(pictures.grid, records)
-    rows = [[pictures.before(i) for i in chosen]]
+    rows = [[pictures.before(records[0], i) for i in chosen]]
     rows += [[pictures.after(record, i) for i in chosen] for record in records]
     return labelled_grid(
         [[picture.image for picture in row] for row in rows],
@@ -207,7 +208,7 @@ def _before_after(record: Mapping[str, Any], rows: Sequence[int], pictures: _Pic
     if not rows:
         return html.text("None of the scored prompts.")
     table = [
-        ("unedited", [pictures.before(i) for i in rows]),
+        ("unedited", [pictures.before(record, i) for i in rows]),
         (f"without {record['label']}", [pictures.after(record, i) for i in rows]),
     ]
     return html.picture_grid(table, [pictures.prompt(i) for i in rows])

@@ -24,6 +24,7 @@ from apps.prompts import balanced
 from apps.runs import Run, site_name
 from apps.stages import Say, Stages, file_hash, key_hash
 from apps.unlearning import edits as unlearning
+from apps.unlearning.unedited import unedited_images
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -219,9 +220,7 @@ class _Demo:
         def work() -> dict[str, Any]:
             return unlearning.judge_baseline(self.judge, self._before())
 
-        outputs = [self.run.new("unlearn", "baseline") / "grid.json"]
-        title = f"draw {len(self.grid)} images with the unedited model"
-        return self.stages.do("baseline", title, key, work, outputs=outputs)
+        return self.stages.do("baseline", f"draw {len(self.grid)} images with the unedited model", key, work)
 
     def unlearn(
         self, factor: str, label: str, site: str, store: ActivationStore, bundles: Mapping[str, Mapping[str, Any]]
@@ -371,7 +370,7 @@ class _Demo:
 
     def _before(self) -> np.ndarray:
         with bar("unedited") as progress:
-            return unlearning.baseline_images(self.run, self.pipe, self.grid, self.sampling, progress=progress)
+            return unedited_images(self.run, self.pipe, self.grid, self.sampling, progress=progress)
 
 
 def steer_image(control: bool, column: int, prompt: int) -> str:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.errors import InvalidOption
-from apps.images import read_image, save_png
-from apps.measurement import read_json, write_json
+from apps.images import save_png
+from apps.measurement import write_json
 from apps.progress import Progress
 from apps.prompts import balanced
 from apps.runs import Run
-from apps.stages import key_hash
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 DOMAINS = ("object", "style")
 DEFAULT_METHOD = "saeuron"
+SHOWN_FILE = "shown.json"
+"""Prompt of each image of an edit that is kept, by its file name."""
 SCORED_SEED, VALIDATION_SEED = 2_000_000, 1_000_000
 """First seeds of the two grids; stores count from 0."""
 
@@ -178,34 +179,6 @@ def choose_edit(
     return Edit(method, factor, label, best, candidates[best], tried)
 
 
-def baseline_images(
-    run: Run,
-    pipe: DiffusionPipeline,
-    grid: PromptGrid,
-    sampling: Sampling,
-    *,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """The unedited images of a grid, from the run folder if they are there, uint8 (N, H, W, 3)."""
-    from probe.model import fingerprint, generate
-    from probe.model.fingerprint import fingerprint_hash
-
-    folder = run.new("unlearn", "baseline")
-    key = key_hash(
-        {"model": fingerprint_hash(fingerprint(pipe)), "grid": grid_record(grid), "sampling": asdict(sampling)}
-    )
-    mark = folder / "grid.json"
-    paths = [folder / f"{i:06d}.png" for i in range(len(grid))]
-    if mark.is_file() and all(path.is_file() for path in paths) and read_json(mark).get("key_hash") == key:
-        return np.stack([read_image(path) for path in paths])
-    mark.unlink(missing_ok=True)
-    images = generate(pipe, grid.prompts, grid.seeds, progress=progress, **asdict(sampling))
-    for path, image in zip(paths, images, strict=True):
-        save_png(path, image)
-    write_json(mark, {"key_hash": key, "grid": grid_record(grid)})  # last: without it the images do not count
-    return images
-
-
 def run_edit(
     run: Run,
     edit: Edit,
@@ -219,6 +192,8 @@ def run_edit(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Generate the grid with the edit, judge it, save the recipe and the images that are shown.
+
+    ``unlearn/NAME/`` gets a PNG for each shown row, the unedited one of that row in ``unedited/``, and their prompts.
 
     Returns:
         JSON values: judged labels, artifacts and change of each image, setting, paths relative to the run folder.
@@ -234,7 +209,9 @@ def run_edit(
     judged = Predictions.of(judge(images), DOMAINS)
     folder = run.new("unlearn", edit.name)
     for i in shown:
-        save_png(folder / f"{i:06d}.png", images[i])
+        save_png(shown_image(folder, i), images[i])
+        save_png(shown_image(folder / "unedited", i), before[i])
+    write_json(folder / SHOWN_FILE, {shown_image(folder, i).name: grid.prompts[i] for i in shown})
     recipe = run.new("recipes", edit.name)
     remove_recipe(recipe)
     about = {"target": [edit.factor, edit.label], "setting": edit.setting, "method": edit.method}
@@ -252,6 +229,11 @@ def run_edit(
         "shown": [int(i) for i in shown],
         "recipe": f"recipes/{edit.name}",
     }
+
+
+def shown_image(folder: Path, row: int) -> Path:
+    """Where the picture of a row of the scored grid lies."""
+    return folder / f"{row:06d}.png"
 
 
 def score_record(grid: PromptGrid, record: Mapping[str, Any], *, n_boot: int = 1000) -> UnlearnScores:

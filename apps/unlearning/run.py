@@ -16,6 +16,7 @@ from apps.unlearning import edits as unlearning
 from apps.unlearning.config import Candidate, Features
 from apps.unlearning.edits import setting_grid, setting_text
 from apps.unlearning.methods import Edits, Learned, method, with_dictionary
+from apps.unlearning.unedited import unedited_images
 from probe.canvas import FACTORS
 from probe.unlearning import OBJECTS, STYLES, Setting
 from sae import load_sae
@@ -45,7 +46,7 @@ def unlearn_targets(
     grid = unlearning.scored_grid(options.seeds)
     seen = set(grid.prompts) | set(store.samples.column("prompt").to_pylist())
     with bar("unedited") as progress:
-        before = unlearning.baseline_images(target_run, pipe, grid, sampling, progress=progress)
+        before = unedited_images(target_run, pipe, grid, sampling, progress=progress)
     baseline = unlearning.judge_baseline(judge, before)
     stages = Stages(target_run, print, len(targets))
     records = []

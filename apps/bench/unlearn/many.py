@@ -28,7 +28,6 @@ import numpy as np
 from apps.bench.unlearn.many_edits import SetEdits
 from apps.bench.unlearn.many_figure import many_sheet
 from apps.bench.unlearn.prepare import Bench, UnlearnBench, learn
-from apps.bench.unlearn.unedited import unedited_images
 from apps.bench.unlearn.world import dealt_rows
 from apps.errors import InvalidOption
 from apps.images import read_image, save_png
@@ -38,6 +37,7 @@ from apps.progress import bar, percent, table
 from apps.stages import Say, Stages
 from apps.unlearning import edits as unlearning
 from apps.unlearning.methods import Edits, method
+from apps.unlearning.unedited import unedited_images
 
 if TYPE_CHECKING:
     from apps.unlearning.config import Features
@@ -159,7 +159,7 @@ class _Many:
         """The unedited images of the test prompts."""
         b = self.bench
         with bar("unedited") as progress:
-            return unedited_images(b.run, b.pipe, b.model_hash, self.test, b.world.sampling, progress=progress)
+            return unedited_images(b.run, b.pipe, self.test, b.world.sampling, progress=progress)
 
     def setting(self, factor: str) -> Features:
         """The setting that is best on validation images of the joint edit of the largest set."""

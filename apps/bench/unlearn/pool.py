@@ -25,6 +25,7 @@ from apps.progress import Progress
 
 Job = tuple[str, str, str, str]
 """(what, method, factor, label) of a stage."""
+_PATIENCE = 5.0  # seconds that an idle process has to clear up behind itself
 
 
 def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def _ended(left: int, total: int) -> ProcessesFailed:
 
 @contextmanager
 def _process(bench: Bench) -> Iterator[Connection]:
-    """A process that does the stages sent to it; ended on leaving, as what it has done is in whole files."""
+    """A process that does the stages sent to it. It ends with the pipe; one in the middle of a stage is ended."""
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, bench.config, dict(bench.best_sae)))
@@ -106,7 +107,8 @@ def _process(bench: Bench) -> Iterator[Connection]:
         yield here
     finally:
         here.close()
-        process.terminate()
+        process.join(_PATIENCE)
+        process.terminate()  # what it has done is in whole files
         process.join()
 
 
@@ -117,7 +119,10 @@ def _serve(pipe: Connection, config: UnlearnBench, best_sae: Mapping[str, str]) 
     torch.set_num_threads(1)
     bench = Bench(config, dict(best_sae))
     while True:
-        job = pipe.recv()
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
         try:
             pipe.send(run_stage(bench, *job))
         except Exception as error:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.bench.unlearn.unedited import unedited_images
 from apps.bench.unlearn.world import Compared, World, compared_rows, rows_for
 from apps.errors import InvalidOption, UnknownName
 from apps.progress import bar
@@ -25,6 +24,7 @@ from apps.unlearning import edits as unlearning
 from apps.unlearning.methods import KINDS, METHODS, Edits, Learned, Method, method
 from apps.unlearning.place import Place
 from apps.unlearning.text_dictionary import caption_variants, text_dictionary
+from apps.unlearning.unedited import unedited_images
 from probe.unlearning.attacks import ATTACKS
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Bench:
         """The unedited model's images of the drawn test rows, uint8 (n, H, W, 3)."""
         grid = self.world.test.select(self.drawn)
         with bar("unedited images") as progress:
-            return unedited_images(self.run, self.pipe, self.model_hash, grid, self.world.sampling, progress=progress)
+            return unedited_images(self.run, self.pipe, grid, self.world.sampling, progress=progress)
 
     @cached_property
     def learned(self) -> Learned:

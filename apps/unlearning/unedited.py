@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 def unedited_images(
     run: Run,
     pipe: Pipeline,
-    model_hash: str,
     grid: PromptGrid,
     sampling: Sampling,
     *,
@@ -38,7 +37,6 @@ def unedited_images(
     Args:
         run: the work folder.
         pipe: the model.
-        model_hash: of the model.
         grid: at least one prompt.
         sampling: how images are drawn.
         progress: called with (done, total) images; not called if all are there.
@@ -46,10 +44,12 @@ def unedited_images(
     Returns:
         uint8 (N, height, width, 3).
     """
-    from probe.model import generate
+    from probe.model import fingerprint, generate
+    from probe.model.fingerprint import fingerprint_hash
 
     settings = asdict(sampling)
-    folder = run.new("unlearn", "unedited") / key_hash({"model": model_hash, "sampling": settings})[:16]
+    key = {"model": fingerprint_hash(fingerprint(pipe)), "sampling": settings}
+    folder = run.new("unlearn", "unedited") / key_hash(key)[:16]
     names = [key_hash({"prompt": prompt, "seed": seed}) for prompt, seed in zip(grid.prompts, grid.seeds, strict=True)]
     paths = [folder / f"{name[:32]}.png" for name in names]
     missing = [row for row, path in enumerate(paths) if not path.is_file()]
