@@ -255,7 +255,7 @@ def _feature(bundle: FeatureBundle, feature: int, concept: str) -> str:
 
 def _steering(run: Run, steered: Mapping[str, Any], bundle: FeatureBundle) -> str:
     """One feature up and down, beside a random direction of the same length."""
-    from apps.demo.run import steer_image
+    from apps.demo.steer import steer_image
 
     strengths, folder = steered["strengths"], run.new("unlearn", "steer")
     concept = steered["rows"][0]["steered"]

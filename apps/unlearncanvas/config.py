@@ -67,6 +67,6 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         f: tuple(Features((f,), Setting(n_features=n, multiplier=-1.0, relative=False)) for n in (1, 4))
         for f in PHRASES
     },
-    "norm_matched": {f: tuple(NormMatched(f, rho) for rho in (-0.1, -0.3)) for f in PHRASES},
+    "norm_matched": {f: tuple(NormMatched((f,), rho) for rho in (-0.1, -0.3)) for f in PHRASES},
 }
 """For each method and factor, the settings that validation chooses from; none: the method does not run."""

@@ -139,19 +139,22 @@ class Direction(Candidate):
 
 @dataclass(frozen=True)
 class NormMatched(Candidate):
-    """The decoder row of the concept's best feature, added at the site's own size.
+    """The decoder row of the concept's best feature, added at the site's own size, at the sites of one dictionary or of
+    several at once.
 
     Attributes:
-        dictionary: a name in ``DICTIONARIES``.
+        dictionaries: names in ``DICTIONARIES``.
         rho: share of the site's root mean square norm; negative removes.
+        branch: guidance branches that are edited.
     """
 
-    dictionary: str
+    dictionaries: tuple[str, ...]
     rho: float
+    branch: str = "both"
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return (self.dictionary,)
+        return self.dictionaries
 
 
 @dataclass(frozen=True)
@@ -305,8 +308,8 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         "style": _features("block", (1, 2, 4), (-1.0,)),
     },
     "norm_matched": {
-        "object": tuple(NormMatched("attention", rho) for rho in (-0.3, -0.6, -1.0)),
-        "style": tuple(NormMatched("block", rho) for rho in (-0.3, -0.6, -1.0)),
+        "object": tuple(NormMatched(("attention",), rho) for rho in (-0.3, -0.6, -1.0)),
+        "style": tuple(NormMatched(("block",), rho) for rho in (-0.3, -0.6, -1.0)),
     },
     "concept_steerer": {
         factor: tuple(TextSteering("text-layer0", phrase, strength) for strength in (-0.3, -0.6, -1.0))

@@ -129,10 +129,8 @@ def method(name: str) -> Method:
 
 def with_dictionary(setting: Candidate, name: str, site: str) -> Candidate:
     """A setting that uses a run's dictionary, or its site, instead of the benchmark's."""
-    if isinstance(setting, Features):
+    if isinstance(setting, (Features, NormMatched)):
         return replace(setting, dictionaries=(name,))
-    if isinstance(setting, NormMatched):
-        return replace(setting, dictionary=name)
     return replace(setting, sites=(site,)) if isinstance(setting, Direction) else setting
 
 
@@ -222,10 +220,13 @@ def _norm_matched(learned: Learned, factor: str, label: str, setting: NormMatche
 
     from probe.unlearning import norm_matched
 
-    dictionary, scores = learned.dictionary(setting.dictionary), learned.scores(setting.dictionary, factor)
-    best = int(np.asarray(scores.score(label)).mean(0).argmax())
-    direction = dictionary.W_dec[best].detach()
-    return norm_matched(learned.recorded, dictionary.config.site, direction, setting.rho)
+    edits: Edits = ()
+    for used in setting.dictionaries:
+        dictionary = learned.dictionary(used)
+        best = int(np.asarray(learned.scores(used, factor).score(label)).mean(0).argmax())
+        direction = dictionary.W_dec[best].detach()
+        edits += norm_matched(learned.recorded, dictionary.config.site, direction, setting.rho, branch=setting.branch)
+    return edits
 
 
 def _concept_steerer(learned: Learned, factor: str, label: str, setting: TextSteering) -> Edits:
