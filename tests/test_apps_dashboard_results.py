@@ -164,20 +164,20 @@ def test_directions_are_compared_with_features_and_each_other(run: Path) -> None
 
 
 def test_frontier_leaves_the_unedited_model_out() -> None:
-    from apps.dashboard import figures, results
+    from apps.dashboard import result_figures, results
 
     points = results.frontier(bench_rows(), "object")
     assert [(p["group"], round(p["x"], 3), p["y"], p["average"]) for p in points] == [
         ("uce", 0.85, 0.75, False),
         ("uce", 0.85, 0.75, True),
     ]
-    drawn = figures.frontier(points, x_title="kept", y_title="forgotten").to_dict()
+    drawn = result_figures.frontier(points, x_title="kept", y_title="forgotten").to_dict()
     assert list(drawn["data"][0]["y"]) == [75.0, 75.0]
     assert results.method_table(results.methods(bench_rows()))[1]["UA"] == "75.0 %"
 
 
 def test_dose_response_has_a_band_for_every_curve_with_an_interval() -> None:
-    from apps.dashboard.figures import Curve, dose_response
+    from apps.dashboard.result_figures import Curve, dose_response
 
     lines = [Curve("push", [0, 1], [0, 0.5], [0.5, 1]), Curve("random", [0, 0], muted=True)]
     drawn = dose_response([0.0, 1.0], lines, x_title="strength", y_title="probability", marks=[(1.0, "<b>")]).to_dict()

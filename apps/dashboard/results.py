@@ -90,7 +90,7 @@ def table(found: Sequence[Score]) -> list[dict[str, str]]:
 
 
 def chart_rows(found: Sequence[Score]) -> list[dict[str, Any]]:
-    """Rows for ``figures.intervals``: the edited models, one group a target."""
+    """Rows for ``result_figures.intervals``: the edited models, one group a target."""
     return [
         {
             "group": s.name,
@@ -125,7 +125,7 @@ def method_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], factor: str) -> list[dict[str, Any]]:
-    """Points for ``figures.frontier``: each target of a method and its mean; unedited models are left out."""
+    """Points for ``result_figures.frontier``: each target of a method and its mean; unedited models are left out."""
     return [
         {
             "group": str(row["method"]).replace("_", " "),

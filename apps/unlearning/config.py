@@ -261,9 +261,9 @@ def _directions(site: str, *names: str) -> tuple[Direction, ...]:
     return (*alone, *(Direction(sites, strength=strength, branch="cond") for strength in (1.0, 2.0)))
 
 
-def _esd(*settings: tuple[str, float]) -> tuple[Tuned, ...]:
-    """(phrase, learning rate)."""
-    return tuple(Tuned(ESDSetting(iterations=100, lr=lr), phrase) for phrase, lr in settings)
+def _esd(*settings: tuple[str, int, float]) -> tuple[Tuned, ...]:
+    """(phrase, iterations, learning rate)."""
+    return tuple(Tuned(ESDSetting(iterations=iterations, lr=lr), phrase) for phrase, iterations, lr in settings)
 
 
 _OBJECT_SITES = ("cross-up0a", "cross-up0b")
@@ -292,8 +292,8 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         ),
     },
     "esd": {
-        "object": _esd(("a red {}", 1e-4), ("a red {}", 3e-4), (PHRASES["object"], 3e-4)),
-        "style": _esd(*((PHRASES["style"], lr) for lr in (3e-5, 1e-4, 3e-4))),
+        "object": _esd(("a red {}", 300, 3e-4), (PHRASES["object"], 300, 3e-4), (PHRASES["object"], 100, 1e-3)),
+        "style": _esd((PHRASES["style"], 100, 1e-3), (PHRASES["style"], 100, 3e-3), (PHRASES["style"], 300, 1e-3)),
     },
     "saeuron": {
         "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
@@ -304,12 +304,15 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
         "style": _across(tuple(CROSS_ATTENTION), (8, -0.1), (8, -0.3), (8, -1.0)),
     },
     "patch_replacement": {
-        "object": _features("attention", (1, 2, 4), (-1.0,)),
-        "style": _features("block", (1, 2, 4), (-1.0,)),
+        "object": (*_features("attention", (1, 2, 4), (-1.0,)), *_across(_OBJECT_SITES, (2, -1.0))),
+        "style": (*_features("block", (1, 2, 4), (-1.0,)), *_across(tuple(CROSS_ATTENTION), (2, -1.0))),
     },
     "norm_matched": {
-        "object": tuple(NormMatched(("attention",), rho) for rho in (-0.3, -0.6, -1.0)),
-        "style": tuple(NormMatched(("block",), rho) for rho in (-0.3, -0.6, -1.0)),
+        "object": tuple(NormMatched(_OBJECT_SITES, rho) for rho in (-2.0, -2.5, -3.0)),
+        "style": (
+            *(NormMatched(tuple(CROSS_ATTENTION), rho) for rho in (-2.0, -2.5)),
+            NormMatched(tuple(CROSS_ATTENTION), -2.0, branch="cond"),
+        ),
     },
     "concept_steerer": {
         factor: tuple(TextSteering("text-layer0", phrase, strength) for strength in (-0.3, -0.6, -1.0))

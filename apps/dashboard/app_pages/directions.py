@@ -9,6 +9,7 @@ import streamlit as st
 
 from apps.dashboard import browse, directions, figures, links, readers, shell
 from apps.dashboard.address import Address, changed, widget
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.directions import Saved
 from apps.dashboard.shell import FEATURE_PAGE, Opened, provenance, reading
 
@@ -47,7 +48,7 @@ def overview(listed: list[Saved]) -> None:
         st.subheader("How alike they are", anchor=False)
         names = [d.name for d in listed]
         figure = figures.signed_matrix(names, names, directions.likeness(listed), colour_title="cosine")
-        st.plotly_chart(figure, config=figures.CONFIG, key="dr_alike", alt="Cosine between every two directions")
+        st.plotly_chart(figure, config=CONFIG, key="dr_alike", alt="Cosine between every two directions")
         st.caption("Cosine of the first vectors, mean over steps. Empty where they lie at different sites.")
 
 
@@ -64,16 +65,14 @@ def over_steps(opened: Opened, chosen: Saved) -> None:
         figure = figures.signed_matrix(
             steps, steps, chosen.over_steps(), colour_title="cosine", x_title="step", y_title="step"
         )
-        st.plotly_chart(figure, config=figures.CONFIG, key="dr_steps", alt="Cosine of the vector between steps")
+        st.plotly_chart(figure, config=CONFIG, key="dr_steps", alt="Cosine of the vector between steps")
         st.caption("Cosine of the vector between steps: where it is near 1, one vector would do for both.")
     with right:
         store = readers.collected(opened.run)
         times = chosen.timesteps or tuple(range(n))
         axis = shell.time_axis(tuple(range(n)), tuple(map(float, times)), log_snr_of(opened, n))
         figure = figures.over_time(axis, {"scale": chosen.scale[:, 0]}, y_title="length of one unit of strength")
-        st.plotly_chart(
-            figure, config=figures.CONFIG, key="dr_scale", alt="Length of one unit of strength at each step"
-        )
+        st.plotly_chart(figure, config=CONFIG, key="dr_scale", alt="Length of one unit of strength at each step")
         st.caption(
             "A strength of 1 moves a row by this much: the site's standard deviation along the vector"
             + (f", over {store.n_committed:,} images." if store else ".")

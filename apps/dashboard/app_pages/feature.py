@@ -12,6 +12,7 @@ import streamlit as st
 
 from apps.dashboard import browse, figures, gallery, links, readers, shell, tiles
 from apps.dashboard.address import Address, changed, go, widget
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.shell import Opened, provenance, reading
 from sae import ConceptScores, FeatureBundle
 
@@ -127,11 +128,11 @@ def over_steps(bundle: FeatureBundle, feature: int) -> None:
     left, middle, right = st.columns([2, 2, 1])
     with left:
         figure = figures.over_time(axis, {"mean": bundle.mean_by_step[:, feature]}, y_title="mean activation")
-        st.plotly_chart(figure, config=figures.CONFIG, key="ft_mean", alt="Mean activation over denoising steps")
+        st.plotly_chart(figure, config=CONFIG, key="ft_mean", alt="Mean activation over denoising steps")
         st.caption("Mean over all images and cells, zeros included.")
     with middle:
         figure = figures.over_time(axis, {"max": bundle.max_by_step[:, feature]}, y_title="largest activation")
-        st.plotly_chart(figure, config=figures.CONFIG, key="ft_max", alt="Largest activation over denoising steps")
+        st.plotly_chart(figure, config=CONFIG, key="ft_max", alt="Largest activation over denoising steps")
         st.caption("Largest activation in any image and cell.")
     with right:
         place = bundle.mean_by_cell(feature)
@@ -160,7 +161,7 @@ def concepts(bundle: FeatureBundle, feature: int, scores_of: Callable[[str], Con
     left, right = st.columns(2)
     with left:
         figure = figures.concept_bars(names, 100 * score, auc)
-        st.plotly_chart(figure, config=figures.CONFIG, key="ft_bars", alt=f"Concept score and AUC of each {factor}")
+        st.plotly_chart(figure, config=CONFIG, key="ft_bars", alt=f"Concept score and AUC of each {factor}")
         st.caption(
             "Score: the feature's share of the code in images of the concept minus its share in the others (SAeUron), "
             "mean over steps. "
@@ -175,7 +176,7 @@ def concepts(bundle: FeatureBundle, feature: int, scores_of: Callable[[str], Con
         )
         st.plotly_chart(
             figure,
-            config=figures.CONFIG,
+            config=CONFIG,
             key="ft_concept_steps",
             alt=f"Mean activation for each {factor} over denoising steps",
         )

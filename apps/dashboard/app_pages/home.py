@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from apps.dashboard import browse, figures, links, readers, results, shell
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.shell import FEATURE_PAGE, STEERING_PAGE, UNLEARNING_PAGE, Opened, provenance, reading
 
 if TYPE_CHECKING:
@@ -180,9 +181,7 @@ def quality(opened: Opened, metrics: dict[str, object], frame: pd.DataFrame, bun
             figure = figures.over_time(
                 axis, {"explained variance": per_step}, y_title="explained variance", y_range=(0, 1.02)
             )
-            st.plotly_chart(
-                figure, config=figures.CONFIG, key="home_ev", alt="Explained variance at each denoising step"
-            )
+            st.plotly_chart(figure, config=CONFIG, key="home_ev", alt="Explained variance at each denoising step")
             st.caption(
                 "Explained variance of the rows of each step, about that step's own mean. "
                 "The overall value is about one mean and can exceed all of them."
@@ -193,7 +192,7 @@ def quality(opened: Opened, metrics: dict[str, object], frame: pd.DataFrame, bun
         figure = figures.density_histogram(frame["density"].to_numpy(), dense_above=float(bundle.info["dense_above"]))
         st.plotly_chart(
             figure,
-            config=figures.CONFIG,
+            config=CONFIG,
             key="home_density",
             alt="Histogram of feature densities on a logarithmic axis",
         )
@@ -208,7 +207,7 @@ def dictionary_map(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
     figure = figures.feature_map(browse.map_groups(frame, browse.labelled(bundle)))
     event = st.plotly_chart(
         figure,
-        config=figures.CONFIG,
+        config=CONFIG,
         key="home_map",
         on_select="rerun",
         selection_mode="points",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.dashboard import figures, findings, links, shell, tables
+from apps.dashboard import figures, findings, links, result_figures, shell, tables
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.findings import Finding
 from apps.dashboard.shell import provenance, reading
 
@@ -42,7 +43,7 @@ def part(finding: Finding, name: str, rows: list[Mapping[str, Any]]) -> None:
         values = np.array([[row.get(f"{what}_{factor}") for factor in factors] for row in rows], float)
         st.plotly_chart(
             figures.signed_matrix([str(row.get(row_name)) for row in rows], factors, values, colour_title=what),
-            config=figures.CONFIG,
+            config=CONFIG,
             key=f"me_{name}",
             alt=f"{what} of each {row_name} for each factor, as in the table",
         )
@@ -51,8 +52,8 @@ def part(finding: Finding, name: str, rows: list[Mapping[str, Any]]) -> None:
         values, lows, highs = ([float(row[k]) for row in rows] for k in (key, *ends))
         title = tables.name(key)
         st.plotly_chart(
-            figures.estimates(labels, values, lows, highs, x_title=f"{title}, with 95 % interval"),
-            config=figures.CONFIG,
+            result_figures.estimates(labels, values, lows, highs, x_title=f"{title}, with 95 % interval"),
+            config=CONFIG,
             key=f"me_{name}",
             alt=f"{title} of each row with its interval, as in the table",
         )

@@ -8,9 +8,10 @@ from typing import Any
 
 import streamlit as st
 
-from apps.dashboard import figures, links, readers, shell
-from apps.dashboard.figures import Curve
+from apps.dashboard import links, readers, result_figures, shell
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.findings import Finding
+from apps.dashboard.result_figures import Curve
 from apps.dashboard.shell import Opened, provenance, reading
 
 Rows = Sequence[Mapping[str, Any]]
@@ -46,7 +47,7 @@ def response(push: Rows, control: Rows, *, measure: str, concept: str, unit: str
     with left:
         lines = [curve("push", push, measure), curve("random push, same length", control, measure, muted=True)]
         seen = measure != "change"
-        figure = figures.dose_response(
+        figure = result_figures.dose_response(
             strengths,
             lines,
             x_title=f"strength, in {unit}",
@@ -54,7 +55,7 @@ def response(push: Rows, control: Rows, *, measure: str, concept: str, unit: str
             y_top=1.0 if seen else None,
             marks=marks,
         )
-        st.plotly_chart(figure, config=figures.CONFIG, key=f"st_gain_{key}", alt=f"{concept} over strength")
+        st.plotly_chart(figure, config=CONFIG, key=f"st_gain_{key}", alt=f"{concept} over strength")
     kept = [name for name in push[0] if name.startswith("kept_") and not name.endswith(("_low", "_high"))]
     with right:
         if "artifacts" in push[0]:
@@ -62,10 +63,10 @@ def response(push: Rows, control: Rows, *, measure: str, concept: str, unit: str
             costs += [curve("wrecked pictures", push, "artifacts")]
             costs += [curve("wrecked, random push", control, "artifacts", muted=True)]
             costs = [line._replace(lows=None, highs=None) for line in costs]  # bands of five lines hide each other
-            figure = figures.dose_response(
+            figure = result_figures.dose_response(
                 strengths, costs, x_title=f"strength, in {unit}", y_title="share of the pictures", marks=marks
             )
-            st.plotly_chart(figure, config=figures.CONFIG, key=f"st_cost_{key}", alt="Costs over strength")
+            st.plotly_chart(figure, config=CONFIG, key=f"st_cost_{key}", alt="Costs over strength")
 
 
 def sweep(finding: Finding) -> None:

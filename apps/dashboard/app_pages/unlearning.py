@@ -6,8 +6,9 @@ import shlex
 
 import streamlit as st
 
-from apps.dashboard import figures, links, readers, results, shell
+from apps.dashboard import links, readers, result_figures, results, shell
 from apps.dashboard.address import Address, changed, widget
+from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.findings import Finding
 from apps.dashboard.shell import Opened, provenance, reading
 
@@ -34,8 +35,8 @@ def targets(finding: Finding) -> None:
     left, right = st.columns([3, 2], vertical_alignment="center")
     with left:
         st.plotly_chart(
-            figures.intervals(results.chart_rows(found), x_title="share, with 95 % interval"),
-            config=figures.CONFIG,
+            result_figures.intervals(results.chart_rows(found), x_title="share, with 95 % interval"),
+            config=CONFIG,
             key="un_scores",
             alt="Scores of the edited models with their intervals, as in the table",
         )
@@ -51,12 +52,12 @@ def methods(finding: Finding) -> None:
     for factor, column in zip(factors, st.columns(len(factors)), strict=True):
         with column:
             st.plotly_chart(
-                figures.frontier(
+                result_figures.frontier(
                     results.frontier(finding.rows, factor),
                     x_title=f"kept: mean of IRA and CRA ({factor}s)",
                     y_title="forgotten: UA",
                 ),
-                config=figures.CONFIG,
+                config=CONFIG,
                 key=f"un_frontier_{factor}",
                 alt=f"Forgotten against kept for each method, {factor}s",
             )
