@@ -293,7 +293,7 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     },
     "esd": {
         "object": _esd(("a red {}", 300, 3e-4), (PHRASES["object"], 300, 3e-4), (PHRASES["object"], 100, 1e-3)),
-        "style": _esd((PHRASES["style"], 100, 1e-3), (PHRASES["style"], 100, 3e-3), (PHRASES["style"], 300, 1e-3)),
+        "style": _esd(*(("a red thing in {} style", *rest) for rest in ((300, 1e-3), (100, 1e-3), (100, 3e-3)))),
     },
     "saeuron": {
         "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
