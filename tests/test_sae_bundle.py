@@ -11,7 +11,7 @@ from PIL import Image
 from sae_world import OBJECTS, SITE, World, plant
 
 from sae import FeatureBundle, SAEConfig, TopKSAE, build_bundle
-from sae.errors import BundleExists, CorruptFile, NewerFormat, NotABundle, UnknownConcept
+from sae.errors import BundleExists, ConfigError, CorruptFile, NewerFormat, NotABundle, UnknownConcept
 from sae.evaluation.feature_stats import auc_by_concept, decoder_layout, decoder_neighbours
 
 DEAD = 41
@@ -193,6 +193,12 @@ def test_refusals(bundle: FeatureBundle, world: World, sae: TopKSAE, tmp_path: P
     (copy / "bundle.json").write_text(json.dumps({k: v for k, v in info.items() if k != "steps"}))
     with pytest.raises(CorruptFile, match="'steps'"):
         FeatureBundle.open(copy)
+    for factor in ("../elsewhere", "/tmp", "..", "a/b", ""):
+        (copy / "bundle.json").write_text(json.dumps(info | {"concepts": {factor: ["x"]}}))
+        with pytest.raises(CorruptFile, match="cannot name a folder"):
+            FeatureBundle.open(copy)
+        with pytest.raises(ConfigError, match="cannot name a folder"):
+            build_bundle(sae, world.store, None, tmp_path / "other", factors=[factor])
     (copy / "bundle.json").write_text(json.dumps(info))
     raw = bytearray((copy / "maps.safetensors").read_bytes())
     raw[-1] ^= 1

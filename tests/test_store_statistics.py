@@ -1,5 +1,6 @@
 """Statistics: equal to numpy over the whole array, kept, void when shards are added, damage found."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,26 @@ def test_kept_until_a_shard_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(p.kind, p.is_damage) for p in store.verify()] == [("stale", False)]
     assert store.statistics(JOINED.name).n_rows[0] == 2 * first.n_rows[0]
     assert store.verify() == []
+
+
+def test_a_store_that_cannot_be_written_to_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = small_spec(JOINED)
+    with create(tmp_path / "s", spec) as writer:
+        writer.write_shard(0, shard_arrays(spec, 0))
+    store, failure = ActivationStore.open(tmp_path / "s"), OSError(errno.EROFS, "Read-only file system")
+
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("activations_store.views.statistics_file.write_atomic", fail)
+    found = store.statistics(JOINED.name)
+    assert found.n_rows[0] > 0 and "cannot be written to" in caplog.text
+    assert not list((tmp_path / "s" / "statistics").iterdir())
+    failure = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        store.statistics(JOINED.name)
 
 
 def test_a_shard_committed_meanwhile_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

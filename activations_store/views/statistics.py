@@ -17,6 +17,8 @@ result does not depend on the order of reading.
 The file (statistics_file.py) lists what it covers: it is void as soon as a shard is added, and then computed again.
 """
 
+import errno
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from activations_store.views.statistics_file import LEVELS, SiteStatistics, read
 if TYPE_CHECKING:
     from activations_store.store import ActivationStore
 
+logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 16384
 _PATTERNS = 2**16
 
@@ -36,7 +39,8 @@ _PATTERNS = 2**16
 def site_statistics(
     store: "ActivationStore", site: str, *, branches: BranchSelection = None, covariance: bool = True
 ) -> SiteStatistics:
-    """Statistics of a site: read from the store when they cover what is committed now, else computed and kept.
+    """Statistics of a site: read from the store when they cover what is committed now, else computed, and kept if the
+    store can be written to.
 
     Args:
         store: the store.
@@ -59,7 +63,12 @@ def site_statistics(
     holder = store.holding(site)
     shards = holder.committed  # read once: a shard that is committed meanwhile is not among those counted
     result = compute_statistics(holder, site, shards, branches=branches, covariance=covariance)
-    write_statistics(holder, result, shards)
+    try:
+        write_statistics(holder, result, shards)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        logger.warning("%s cannot be written to: the statistics of %s will be computed again", holder.place, site)
     return result
 
 

@@ -21,6 +21,7 @@ read):
 "Activation" is the code z in the units of the site; nothing here says what a feature causes.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from sae._files import expect_tensors, file_hash, read_json, tensor_header
-from sae.errors import CorruptFile, NewerFormat, NotABundle, UnknownConcept
+from sae.errors import ConfigError, CorruptFile, NewerFormat, NotABundle, UnknownConcept
 from sae.evaluation.concepts import ConceptScores
 
 FORMAT = 1
@@ -45,6 +46,21 @@ FILES = (
     "maps.safetensors",
     "pooled.safetensors",
 )
+_FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")
+
+
+def folder_name(factor: str) -> str:
+    """The factor's name, which is that of a folder too.
+
+    Raises:
+        ConfigError: it cannot be one, or would lead elsewhere.
+    """
+    if not _FOLDER_NAME.fullmatch(factor):
+        raise ConfigError(
+            f"The factor {factor!r} cannot name a folder; expected letters, digits, spaces and . _ + - after a letter "
+            "or digit, 100 at most."
+        )
+    return factor
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ class FeatureBundle:
             self.timesteps = tuple(float(t) for t in info["timesteps"])
             self.log_snr = tuple(float(s) for s in info["log_snr"])
             self.grid = (int(info["grid"][0]), int(info["grid"][1])) if info["grid"] else None
-            self.concepts = {str(f): tuple(map(str, names)) for f, names in info["concepts"].items()}
+            self.concepts = {folder_name(f): tuple(map(str, names)) for f, names in info["concepts"].items()}
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise CorruptFile(f"{path / INFO_NAME} lacks or garbles {error}.") from error
 

@@ -25,7 +25,7 @@ from sae.architectures.timed import default_steps, encode_maps
 from sae.contract import SparseDictionary
 from sae.data import Selection, check_fits, select, store_identity, stream
 from sae.errors import BundleExists
-from sae.evaluation.bundle import FILES, FORMAT, INFO_NAME, FeatureBundle
+from sae.evaluation.bundle import FILES, FORMAT, INFO_NAME, FeatureBundle, folder_name
 from sae.evaluation.concepts import ConceptSums, block_bytes_for, sample_means
 from sae.evaluation.feature_stats import FeatureStats, auc_by_concept, decoder_layout, decoder_neighbours
 from sae.evaluation.metrics import DENSE_ABOVE
@@ -72,7 +72,7 @@ def build_bundle(
     site = check_fits(sae, store, any_model=any_model)
     steps = default_steps(sae, store) if steps is None else steps
     chosen = select(store, site, samples=samples, steps=steps, branches=[branch], blocks=sae.config.blocks)
-    names = store.factors if factors is None else tuple(factors)
+    names = [folder_name(name) for name in (store.factors if factors is None else factors)]
     n_samples, d_sae = len(chosen.samples), sae.config.d_sae
     n_examples = max(1, min(n_examples, n_samples))
 
