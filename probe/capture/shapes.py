@@ -69,8 +69,8 @@ class Observed:
             guidance = getattr(plan, "guidance", 1.0)
             raise InvalidPlan(
                 f"plan: branch {', '.join(missing)} is not computed at guidance {guidance:g} by this pipeline, which "
-                f"runs {', '.join(self.branches)}. Record branches={self.branches!r}, or raise the guidance scale "
-                "above 1."
+                f"runs {', '.join(self.branches)}. Record with --branches {' '.join(self.branches)}, or raise "
+                "--guidance above 1."
             )
         layouts = self.layouts(plan)
         return StoreSpec.plan(

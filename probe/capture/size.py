@@ -35,7 +35,7 @@ class Cheaper(NamedTuple):
     """A setting that takes less disk.
 
     Attributes:
-        setting: what to change, in the words of the plan.
+        setting: what to change, in the spelling of ``denoscope collect``; the plan has fields of the same names.
         total_bytes: of the whole store with this change alone.
     """
 
@@ -113,16 +113,16 @@ def cheaper_settings(source: Source, rest: int = 0) -> list[Cheaper]:
         kept = steps[:: 2 if len(steps) < 8 else 4]
         tried.append((f"{len(kept)} of the {len(steps)} steps", plan, kept))
     if len(plan.branches) > 1:
-        tried.append(("branches=('cond',)", replace(plan, branches=("cond",)), steps))
+        tried.append(("--branches cond", replace(plan, branches=("cond",)), steps))
     for dtype in ("float16", "int8")[plan.dtype != "float32" :]:
-        tried.append((f"dtype='{dtype}'", replace(plan, dtype=dtype), steps))
+        tried.append((f"--dtype {dtype}", replace(plan, dtype=dtype), steps))
     most = max(shape.tokens for shape in shapes.values())
     if plan.pool is None:
         for n in (256, 64, 16):
             if n < min(most, plan.tokens or most):
-                tried.append((f"tokens={n}", replace(plan, tokens=n), steps))
+                tried.append((f"--tokens {n}", replace(plan, tokens=n), steps))
         if most > 1:
-            tried.append(("pool='mean'", replace(plan, tokens=None, pool="mean"), steps))
+            tried.append(("--pool mean", replace(plan, tokens=None, pool="mean"), steps))
     now = spec_of(source).n_bytes
     found = [Cheaper(name, source.observed.spec(other, kept).n_bytes + rest) for name, other, kept in tried]
     return sorted((c for c in found if c.total_bytes < now + rest), key=lambda c: -c.total_bytes)
@@ -172,9 +172,8 @@ def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, 
         raise NotEnoughMemory(
             f"collect: {human_bytes(memory)} of memory are needed ({human_bytes(buffer_bytes(spec, source.plan))} for "
             f"shards of {spec.samples_per_shard} samples), but only {human_bytes(available)} are available. Cheaper: "
-            f"max_samples_per_shard=1 takes {human_bytes(least)} for shards; a smaller batch_size; or one of "
-            + "; ".join(c.setting for c in cheaper_settings(source))
-            + "."
+            f"shards of one sample (max_samples_per_shard=1 of a plan in Python) take {human_bytes(least)}; a smaller "
+            "--batch-size; or one of " + "; ".join(c.setting for c in cheaper_settings(source)) + "."
         )
 
 
