@@ -72,13 +72,13 @@ def test_v19_products_and_singular_vectors_match_the_dense_jacobian(network, sou
     columns = op.jvp(torch.eye(op.n_in).double())
     assert (rows - columns.T).norm() / rows.norm() < 1e-10
     left, s, vt = torch.linalg.svd(rows)
-    found = top_singular(op, 5, oversample=5, max_iter=20, tol=1e-12)
-    flat = (source, target) == (X_T, X0)  # s5 / s6 below 1.03, s5 / s11 below 1.2: the subspace is hardly defined
-    assert ((found.s - s[:5]).abs() / s[:5]).max() < (1e-4 if flat else 1e-6)
-    assert torch.sin(principal_angles(found.v, vt[:5])).max() < (7e-2 if flat else 5e-4)
-    assert torch.sin(principal_angles(found.u, left.T[:5])).max() < (7e-2 if flat else 5e-4)
-    assert found.residual < (1e-2 if flat else 1e-4)
-    assert found.gap == pytest.approx(float(s[4] / s[5]), rel=0.05)
+    # Up to 9 iterations where s5 / s11 is 2. To x0 it is 1.1 and s5 / s6 is 1.01: up to 45, with the matrix's products.
+    found = top_singular(Matrix(rows) if target == X0 else op, 5, oversample=5, max_iter=60, tol=1e-12)
+    assert found.converged and found.residual < 1e-4
+    assert ((found.s - s[:5]).abs() / s[:5]).max() < 1e-6
+    assert torch.sin(principal_angles(found.v, vt[:5])).max() < 5e-4
+    assert torch.sin(principal_angles(found.u, left.T[:5])).max() < 5e-4
+    assert found.gap == pytest.approx(float(s[4] / s[5]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("source", "target"), PLACES)

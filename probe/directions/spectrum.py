@@ -5,6 +5,11 @@ dimension of the sample's own subspace at little noise, and of all subspaces tog
 
     rank = smallest r with  sum_{i <= r} s_i^2 >= energy |J|_F^2
 
+Three subspaces of dimension 4 in 48 give 12 at every sample at abar = 0.05, and at abar = 0.99 they give 4 at every
+sample whose subspace is known to 99 %: all but a few of a thousand, near the origin, where the rank lies between. The
+largest ratio of neighbouring values is no better a rule: at abar = 0.99 it counts subspaces whose share of the
+posterior is far below one in a thousand.
+
 The k largest singular values come from subspace iteration; what is behind them from m random probes w,
 
     |J|_F^2 = sum_{i <= k} s_i^2 + E |J (I - V^T V) w|^2
