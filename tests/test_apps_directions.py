@@ -166,6 +166,15 @@ def test_a_direction_and_its_recipe(run_folder, tiny_folder, capsys, method, opt
     (edit,) = recipe.interventions
     assert (str(edit.where), edit.strength, edit.branch) == (SITE, 3.0, "cond")
     assert recipe.about["direction"] == found.hash and found.site == SITE
+    quality = found.provenance["quality"]
+    assert recipe.about["provenance"]["quality"] == quality
+    if method == "pca":
+        assert np.shape(quality["explained_variance_ratio"]) == (4, 2)
+    else:
+        shown = [line.split()[3] for line in printed.splitlines() if line[:1].isdigit()]
+        assert [f"{value:.3f}" for value in quality["auc"]] == shown and len(quality["auc_se"]) == 4
+        assert "AUC on 2 samples with the label and 2 without, all held out" in printed
+        assert ("p_value" in quality) == (method == "cav")
     assert main(["directions", str(run_folder), "--method", method, *options]) == FAILED
     assert "exists already" in capsys.readouterr().err
 

@@ -229,6 +229,18 @@ class TestCommand:
         assert "needs a judge" in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
 
+    def test_lists_the_dictionaries_of_a_run_that_has_several(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("mid_block", "up_blocks.1"):
+            (tmp_path / "run" / "sae" / name).mkdir(parents=True)
+            (tmp_path / "run" / "sae" / name / "cfg.json").write_text("{}")
+        for folder in (tmp_path / "run", tmp_path / "run" / "sae"):
+            asked = ["steer", "--sae", str(folder), "--concept", "colour=red", "--out", str(tmp_path / "x")]
+            assert main(asked) == FAILED
+            told = capsys.readouterr().err
+            assert "2 dictionaries" in told and str(tmp_path / "run" / "sae" / "up_blocks.1") in told
+
     def test_refuses_a_folder_that_holds_something_else(
         self, direction: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

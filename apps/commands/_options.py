@@ -148,6 +148,24 @@ def new_file(path: str | Path, *, force: bool = False) -> Path:
     return path
 
 
+def sae_folder(path: Path) -> Path:
+    """The folder of a dictionary, from itself, or from a run (or its ``sae`` folder) that holds one.
+
+    Raises:
+        InvalidOption: the run holds several; they are listed.
+    """
+    from apps.runs import SAE_MARK, Run
+
+    if (path / SAE_MARK).is_file():
+        return path
+    found = list((Run(path.parent) if path.name == "sae" else Run(path)).saes().values())
+    if len(found) > 1:
+        raise InvalidOption(
+            f"--sae {path}: it holds {len(found)} dictionaries; choose one of {', '.join(map(str, found))}."
+        )
+    return found[0] if found else path
+
+
 def store_folder(path: str | Path) -> Path:
     """The store itself, from a store folder or a run folder that holds one."""
     from apps.runs import STORE_MARK, Run

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from apps.commands._options import Commands, add_command, add_sampling, load_model, positive, steps_range
+from apps.commands._options import (
+    Commands,
+    add_command,
+    add_sampling,
+    load_model,
+    positive,
+    sae_folder,
+    steps_range,
+)
 
 if TYPE_CHECKING:
     from apps.steering.push import Push
@@ -34,7 +42,7 @@ def add_parser(commands: Commands) -> None:
         resumable=True,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sae", type=Path, help="folder of a dictionary")
+    what.add_argument("--sae", type=Path, help="folder of a dictionary, or of a run that holds one")
     what.add_argument("--direction", type=Path, help="or: folder of a direction, as denoscope directions saves it")
     parser.add_argument(
         "--feature", type=int, nargs="+", help="features that are pushed together (default: the concept's best one)"
@@ -163,6 +171,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
 
     if options.unit == "std":
         raise InvalidOption("steer: --unit std belongs to --direction; features have p99 and raw.")
+    options.sae = sae_folder(options.sae)
     sae = load_sae(options.sae)
     options.model = options.model or model_of(sae)
     features = options.feature

@@ -88,4 +88,9 @@ def quality_table(finder: StoreFinder, found: Direction, store: ActivationStore)
         if isinstance(finder, PCA):
             row += [f"{finder.explained_variance_ratio_[i].sum():.1%}"]
         rows.append(row)
-    return table(header, rows)
+    said = table(header, rows)
+    if isinstance(finder, ContrastFinder):
+        said += "\nAUC on {} samples with the label and {} without, all held out".format(
+            *found.provenance["quality"]["held_out"]
+        )
+    return said

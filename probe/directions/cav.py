@@ -15,7 +15,7 @@ refits share samples, so its p-values are too small rather than too large; the p
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -87,6 +87,9 @@ class CAV(ContrastFinder):
         self.accuracy_, self.random_accuracy_ = accuracy[:, 0], accuracy[:, 1]
         reached = self.random_accuracy_ >= np.median(self.accuracy_, 1, keepdims=True)
         self.p_value_ = (1 + reached.sum(1)) / (1 + self.repeats)
+        about = self.direction_.provenance
+        quality = {**about["quality"], "accuracy": self.accuracy_.mean(1).tolist(), "p_value": self.p_value_.tolist()}
+        self.direction_ = replace(self.direction_, provenance={**about, "quality": quality})
         del self._found
         return self
 

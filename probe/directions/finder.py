@@ -89,7 +89,8 @@ class ContrastFinder(StoreFinder):
         holdout: share of the samples of each class that is only used to judge.
         seed: decides which.
 
-    After ``fit``: ``direction_``; ``auc_`` and ``auc_se_``, (n_steps,), on held-out samples.
+    After ``fit``: ``direction_``; ``auc_`` and ``auc_se_``, (n_steps,), on held-out samples, which the direction keeps
+    in its provenance as ``quality``, with their number in either class.
     """
 
     factor: str
@@ -125,7 +126,9 @@ class ContrastFinder(StoreFinder):
         for i, step in enumerate(rows.chosen):
             scores = [_by_sample(*rows.projected(step, vectors[i], s)) for s in (test_positive, test_negative)]
             self.auc_[i], self.auc_se_[i] = auc(*scores)
-        self.direction_ = self._direction(rows, vectors, "per_step")
+        quality = {"auc": self.auc_.tolist(), "auc_se": self.auc_se_.tolist()}
+        quality["held_out"] = [len(test_positive), len(test_negative)]
+        self.direction_ = self._direction(rows, vectors, "per_step", quality=quality)
         return self
 
     @abstractmethod

@@ -71,7 +71,8 @@ class PCA(StoreFinder):
         self.explained_variance_, self.n_rows_ = variance, n
         self.explained_variance_ratio_ = variance / total[:, None].clip(1e-300)
         frame = "global" if self.joint else "per_step"
-        self.direction_ = self._direction(rows, vectors, frame).aligned()
+        quality = {"explained_variance_ratio": self.explained_variance_ratio_.tolist()}
+        self.direction_ = self._direction(rows, vectors, frame, quality=quality).aligned()
         return self
 
     def _components(self, rows: SiteRows, steps: tuple[int, ...]) -> _Found:

@@ -61,14 +61,15 @@ class TextFinder(Fitted):
         rows = rows.double().cpu()
         return rows.mean(1, keepdim=True) if self.view == "mean" else rows
 
-    def _direction(self, model: PipelineEps, vectors: torch.Tensor, scale: torch.Tensor, **inputs: Any) -> Direction:
+    def _direction(
+        self, model: PipelineEps, vectors: torch.Tensor, scale: torch.Tensor, quality: Any, **inputs: Any
+    ) -> Direction:
         frame: Frame = "global"
         basis = vectors if self.view == "map" else vectors[:, 0]
         site = str(site_of(model, self.site)) if self.site.endswith(":prompt") else self.site
         about = {"finder": type(self).__name__, "parameters": {"site": site, "view": self.view}, "inputs": inputs}
-        return Direction(
-            site, basis[None].float(), scale[None], frame=frame, provenance=about | {"model": model_record(model)}
-        )
+        about |= {"model": model_record(model), "quality": quality}
+        return Direction(site, basis[None].float(), scale[None], frame=frame, provenance=about)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,7 +106,9 @@ class TextDifference(TextFinder):
         self.agreement_ = float(((unit @ unit.T).sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
         shape = self._rows(model, positive[:1]).shape[1:]
         vector = each.mean(0).reshape(1, *shape)
-        self.direction_ = self._direction(model, vector, vector.norm().reshape(1), pairs=[list(p) for p in pairs])
+        quality = {"agreement": self.agreement_ if n > 1 else None}
+        length = vector.norm().reshape(1)
+        self.direction_ = self._direction(model, vector, length, quality, pairs=[list(p) for p in pairs])
         return self
 
 
@@ -142,5 +145,7 @@ class TextPCA(TextFinder):
         rows = self._rows(model, prompts)
         axes, self.explained_variance_ratio_ = principal(rows.flatten(1), self.k)
         scale = ((rows.flatten(1) - rows.flatten(1).mean(0)) @ axes.T).std(0)
-        self.direction_ = self._direction(model, axes.reshape(self.k, *rows.shape[1:]), scale, prompts=list(prompts))
+        vectors = axes.reshape(self.k, *rows.shape[1:])
+        quality = {"explained_variance_ratio": self.explained_variance_ratio_.tolist()}
+        self.direction_ = self._direction(model, vectors, scale, quality, prompts=list(prompts))
         return self
