@@ -9,7 +9,8 @@ import numpy as np
 
 from apps.bench.information_maps import overlap
 from apps.bench.lenses import QUICK, SIDE, LensWorld, lenses_table, ratios
-from apps.bench.lenses_places import POINTS, _chosen_iou, _object_of, drawn_pairs
+from apps.bench.lenses_places import _chosen_iou, _object_of
+from apps.lenses.pairs import POINTS, drawn_pairs
 
 
 def world(**changes: Any) -> LensWorld:
@@ -18,14 +19,14 @@ def world(**changes: Any) -> LensWorld:
 
 
 def test_matched_points_lie_on_both_objects():
-    pairs = drawn_pairs(world(pairs=6))
+    pairs = drawn_pairs(6, 5)
     assert len(pairs.images) == 12 and all(
         len(p) == len(t) == POINTS for p, t in zip(pairs.points, pairs.truth, strict=True)
     )
-    again = drawn_pairs(world(pairs=6))
+    again = drawn_pairs(6, 5)
     assert all(np.array_equal(a, b) for a, b in zip(pairs.truth, again.truth, strict=True))
     for number, (points, truth) in enumerate(zip(pairs.points, pairs.truth, strict=True)):
-        first, second = (pairs.images[side[number]].astype(float) for side in (pairs.first, pairs.second))
+        first, second = (pairs.images[side].astype(float) for side in pairs.numbers[number])
         size = len(first)
         ground = [np.median(np.concatenate([i[0], i[-1], i[:, 0], i[:, -1]]), axis=0) for i in (first, second)]
         # On the object a picture differs from its ground at most points (marks may have the ground's colour).

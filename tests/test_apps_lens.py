@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from activations_store import ActivationStore
 from apps.cli import FAILED, main
 from apps.images import heat_colours
 from apps.lenses.sheets import SEGMENTS, dotted, number_table, segment_sheet, word_sheet
+from probe.capture import CapturePlan, collect
+from probe.lenses import probe_grid, store_vectors
+from probe.model import load_pipeline
 
 ATTN = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 DRAW = ["--prompt", "a red star", "--seeds", "0", "1", "--steps", "2", "--guidance", "2"]
@@ -77,9 +81,55 @@ def test_tracing_drift_and_text_of_drawings(tiny_folder, tmp_path):
     assert layers["layers"] == [0, 1] and "judge" not in layers
 
 
+def test_probes_of_a_store_are_those_of_the_grid(tiny_folder, tmp_path, capsys):
+    pipe = load_pipeline(tiny_folder)
+    labels = {"object": ["star", "cup"] * 8, "colour": ["red", "red", "blue", "", *["blue", "red"] * 6]}
+    prompts = [f"a {thing}" for thing in labels["object"]]
+    plan = CapturePlan.for_pipeline(pipe, ["mid_block", "up_blocks.0"], prompts, labels=labels, steps=2, images=False)
+    collect(pipe, plan, tmp_path / "run" / "store")
+    asked = ["lens", "probe", str(tmp_path / "run"), "--shuffles", "1", "--out", str(tmp_path / "p.png")]
+    assert main([*asked, "--dry-run"]) == 0 and not (tmp_path / "p.png").exists()
+    assert "2 sites x 2 steps x object, colour: 8 probes" in capsys.readouterr().out
+    assert main(asked) == 0
+    assert np.asarray(Image.open(tmp_path / "p.png")).std() > 0 and "shuffled" in capsys.readouterr().out
+    found = json.loads((tmp_path / "p.json").read_text())["factors"]
+    store = ActivationStore.open(tmp_path / "run" / "store")
+    vectors, _ = store_vectors(store, store.sites)
+    grid = probe_grid(vectors, labels["object"], shuffles=1)
+    assert found["object"]["accuracy"] == grid.accuracy.tolist() and found["object"]["sites"] == list(store.sites)
+    assert (found["object"]["n_held_out"], found["colour"]["n_held_out"]) == (8, 7)  # one sample has no colour
+    assert main([*asked, "--force", "--factor", "style"]) == FAILED
+    assert "'style'" in capsys.readouterr().err
+
+
+def test_hyperfeatures_of_listed_pairs(tiny_folder, pictures, tmp_path, capsys):
+    """Every point's match is at its own place, so that "the same place" finds all of them."""
+    names = [Path(picture).name for picture in pictures]
+    lines = [f"{a},{b},{x},{y},{x},{y}" for a in names for b in names for x, y in ((0.2, 0.3), (0.7, 0.4), (0.5, 0.8))]
+    listed = Path(pictures[0]).parent / "points.csv"
+    listed.write_text("\n".join(["first,second,x1,y1,x2,y2", *lines]))
+    asked = ["--pairs", str(listed), "--sites", "mid_block", "up_blocks.0", "--log-snr", "4", "0", "--iterations", "5"]
+    found = look(tiny_folder, tmp_path / "h.png", "hyperfeatures", *asked)
+    assert "4 pairs of 2 images, 2 sites x 2 levels, 5 steps" in capsys.readouterr().out
+    assert np.shape(found["weights"]) == (2, 2) and np.sum(found["weights"]) == pytest.approx(1)
+    assert found["pck"]["the same place"] == [1.0, 1.0] and len(found["loss"]) == 5 and found["n_taught"] == 2
+    assert len(found["pck"]["mixed"]) == 2 and found["best"]["log_snr"] in found["log_snr"]
+    dry = ["lens", "hyperfeatures", "--model", str(tiny_folder), "--out", str(tmp_path / "d.png"), *asked, "--dry-run"]
+    assert main(dry) == 0 and not (tmp_path / "d.png").exists()
+    for content, message in (
+        ("\n".join(["first,second,x1,y1,x2,y2", *lines[:4]]), "2 pairs; expected 4 or more"),
+        ("a,b\n1,2", "expected first, second"),
+        (f"first,second,x1,y1,x2,y2\n{names[0]},{names[1]},0.1,2,0,0", "line 2: expected x and y"),
+    ):
+        listed.write_text(content)
+        assert main(dry) == FAILED
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["hyperfeatures", "--pairs", "canvas:3"], "N of 4 or more"),
         (["attention", "--words", "star"], "give --prompt, or --images"),
         (["attention", *DRAW, "--words", "moon"], "'moon' does not occur"),
         (["attention", *DRAW, "--words", "star", "--by", "head"], "name one of --sites"),

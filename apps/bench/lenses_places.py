@@ -11,12 +11,12 @@ longer side. To beat: the same point of the image; any point of the object; and 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apps.bench.information_maps import overlap
+from apps.lenses.pairs import drawn_pairs
 from apps.measurement import bootstrap_mean
 from apps.progress import bar
 
@@ -31,9 +31,6 @@ SEGMENT_SITES = (
 )
 ALPHAS = (2.0, 10.0)
 MATCH_SITES = ("down_blocks.1", "up_blocks.0", "up_blocks.1", "up_blocks.2")
-POINTS = 24
-SEARCH = (32, 32)
-ALPHA = 0.1
 
 
 def localisation_rows(world: LensWorld) -> list[Row]:
@@ -84,34 +81,27 @@ def localisation_rows(world: LensWorld) -> list[Row]:
 
 def correspondence_rows(world: LensWorld) -> list[Row]:
     """One row a descriptor."""
-    from probe.lenses import Hyperfeatures, correspond, diffusion_features, pck
+    from probe.lenses import Hyperfeatures, diffusion_features
 
-    first, second, points, truth, sizes, images = drawn_pairs(world)
-    n = len(points)
-    chosen = np.arange(n) < n // 2
+    pairs = drawn_pairs(world.config.pairs, [world.config.seed, 2])
+    choosing, held = np.arange(len(pairs) // 2), np.arange(len(pairs) // 2, len(pairs))
     with bar("features") as progress:
-        features = diffusion_features(world.pipe, images, MATCH_SITES, world.config.log_snr, progress=progress)
+        features = diffusion_features(world.pipe, pairs.images, MATCH_SITES, world.config.log_snr, progress=progress)
 
-    def score(maps: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """(pairs,) PCK of descriptors (images, channels, h, w)."""
-        hits = [
-            pck(correspond(maps[first[i]], maps[second[i]], points[i], grid=SEARCH).points, truth[i], sizes[i], ALPHA)
-            for i in numbers
-        ]
-        return np.array([hit.mean() for hit in hits])
+    def score(maps: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return pairs.share(pairs.matched(maps, chosen.tolist()), chosen.tolist())
 
-    choosing, held = np.flatnonzero(chosen), np.flatnonzero(~chosen)
     single = {(site, step): maps[step] for site, maps in features.maps.items() for step in range(maps.shape[0])}
     best = max(single, key=lambda key: score(single[key], choosing).mean())
     mixed = Hyperfeatures(seed=world.config.seed).fit(
-        features.maps, [(first[i], second[i]) for i in choosing], [(points[i], truth[i]) for i in choosing]
+        features.maps, [pairs.numbers[i] for i in choosing], [(pairs.points[i], pairs.truth[i]) for i in choosing]
     )
     descriptors = mixed.transform(features.maps)
     strongest = np.unravel_index(int(mixed.weights_.argmax()), mixed.weights_.shape)
-    pixels = images.reshape(len(images), 32, 2, 32, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2).astype(np.float32)
+    pixels = pairs.images.reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2).astype(np.float32)
     rng = np.random.default_rng(world.config.seed)
-    any_point = [pck(truth[i][rng.permutation(POINTS)], truth[i], sizes[i], ALPHA).mean() for i in held]
-    same_place = [pck(points[i], truth[i], sizes[i], ALPHA).mean() for i in held]
+    any_point = pairs.share([pairs.truth[i][rng.permutation(len(pairs.truth[i]))] for i in held], held.tolist())
+    same_place = pairs.share([pairs.points[i] for i in held], held.tolist())
     log_snr = world.config.log_snr
     results: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [
         (
@@ -127,8 +117,8 @@ def correspondence_rows(world: LensWorld) -> list[Row]:
             {"site": mixed.sites_[int(strongest[0])], "log_snr": log_snr[int(strongest[1])]},
         ),
         ("colours of the picture", "pck_pixels", score(pixels, held), {}),
-        ("the same place", "pck_same_place", np.asarray(same_place), {}),
-        ("any point of the object", "pck_any_point", np.asarray(any_point), {}),
+        ("the same place", "pck_same_place", same_place, {}),
+        ("any point of the object", "pck_any_point", any_point, {}),
     ]
     rows = []
     for name, headline, values, about in results:
@@ -143,49 +133,6 @@ def correspondence_rows(world: LensWorld) -> list[Row]:
              "value": float(score(maps, choosing).mean()), "n": len(choosing)}
         )  # fmt: skip
     return rows
-
-
-class Pairs(NamedTuple):
-    """Objects drawn twice.
-
-    Attributes:
-        first, second: numbers of the two images of each pair.
-        points, truth: (POINTS, 2) points on the first and the second, in [0, 1].
-        sizes: (pairs,) longer side of the second's box, in [0, 1].
-        images: uint8 (2 * pairs, H, W, 3).
-    """
-
-    first: range
-    second: range
-    points: list[np.ndarray]
-    truth: list[np.ndarray]
-    sizes: np.ndarray
-    images: np.ndarray
-
-
-def drawn_pairs(world: LensWorld) -> Pairs:
-    """Pairs of renders with matched points."""
-    from probe.canvas import carry_points, render, sample_scene
-
-    rng = np.random.default_rng([world.config.seed, 2])
-    images, points, truth, sizes = [], [], [], []
-    for _ in range(world.config.pairs):
-        one = sample_scene(rng, split="train")
-        two = sample_scene(rng, split="all", object=one.object, style=one.style)
-        two = replace(two, x=-one.x, y=-one.y)  # so that the same place is a poor answer
-        drawn = [render(scene, int(rng.integers(2**31))) for scene in (one, two)]
-        side = len(drawn[0].image)
-        on = np.argwhere(drawn[0].mask > 0.9)[:, ::-1].astype(np.float64) + 0.5
-        on = on[rng.permutation(len(on))]
-        moved = carry_points(on, one, two)
-        inside = ((moved > 0) & (moved < side)).all(1)
-        points.append(on[inside][:POINTS] / side)
-        truth.append(moved[inside][:POINTS] / side)
-        box = np.argwhere(drawn[1].mask > 0.5)
-        sizes.append((box.max(0) - box.min(0) + 1).max() / side)
-        images += [part.image for part in drawn]
-    n = 2 * world.config.pairs
-    return Pairs(range(0, n, 2), range(1, n, 2), points, truth, np.asarray(sizes), np.stack(images))
 
 
 def _segments(world: LensWorld) -> tuple[np.ndarray, dict[str, Any]]:

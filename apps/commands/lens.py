@@ -36,6 +36,14 @@ denoscope lens drift --prompt "a red star in neon style" --sites "down_blocks.*"
 _TEXT = """
 denoscope lens text --prompt "a red star on dark background in flat style" --seeds 0 1 2 3 --out layers.png
 """
+_PROBE = """
+denoscope lens probe runs/x --factor object colour --out probe.png
+denoscope lens probe runs/x --sites mid_block up_blocks.1 --out probe.png --dry-run
+"""
+_HYPERFEATURES = """
+denoscope lens hyperfeatures --pairs canvas:48 --out mixing.png
+denoscope lens hyperfeatures --pairs points.csv --sites mid_block up_blocks.0 up_blocks.1 --out mixing.png --dry-run
+"""
 _INVERT = """
 denoscope lens invert --images canvas:4 --edit "a blue cup on white background in neon style" --out again.png
 """
@@ -45,7 +53,7 @@ def add_parser(commands: Commands) -> None:
     """Declare the command and its lenses."""
     parser = commands.add_parser(
         "lens",
-        help="attention maps, features, segments, tracing, drift, text layers, inversion",
+        help="attention maps, features, segments, probes, tracing, drift, text layers, inversion",
         description="Look at what a model attends to, computes, and needs. Every lens writes a PNG and, beside it, the "
         "numbers as JSON. What each lens is, and how well it does on canvas: docs/lenses.md.",
         epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
@@ -53,9 +61,10 @@ def add_parser(commands: Commands) -> None:
     )
     lenses = parser.add_subparsers(title="lenses", metavar="LENS", required=True, dest="lens")
 
-    def lens(name: str, summary: str, about: str, example: str) -> argparse.ArgumentParser:
+    def lens(name: str, summary: str, about: str, example: str, *, model: bool = True) -> argparse.ArgumentParser:
         made = add_command(lenses, name, run, summary=summary, about=about, example=example)
-        add_model(made)
+        if model:
+            add_model(made)
         made.add_argument("--out", type=Path, required=True, help="PNG file to write; numbers go to the same name.json")
         made.add_argument("--force", action="store_true", help="replace OUT if it exists")
         return made
@@ -137,6 +146,41 @@ def add_parser(commands: Commands) -> None:
     text.add_argument("--layers", type=int, nargs="+", help="0 for the tokens alone (default: all)")
     text.add_argument("--encoder", default="text_encoder", help="of a model with several")
 
+    probe = lens(
+        "probe",
+        "where in the network, and when, a label can be read",
+        "Linear probes of a store's labels at every site and step: each sample is the mean over its cells, half of the "
+        "samples teach, the other half is asked. Beside it the same with shuffled labels.",
+        _PROBE,
+        model=False,
+    )
+    probe.add_argument("run_folder", metavar="RUN", type=Path, help="run folder with a store, or the store")
+    probe.add_argument("--factor", nargs="+", help="labelled factors (default: all of the store)")
+    probe.add_argument("--sites", nargs="+", help="sites of the store (default: all)")
+    probe.add_argument("--branch", default="cond", help="guidance branch")
+    probe.add_argument("--shuffles", type=positive, default=3, help="probes of shuffled labels beside each probe")
+    _foretells(probe)
+
+    mixed = lens(
+        "hyperfeatures",
+        "one descriptor of all sites and levels, learned from matched points",
+        "Learned mixing of what all sites compute for noised images, so that points that correspond are alike. The "
+        "weights say which site and level know what corresponds. Half of the pairs teach, the other half is asked, "
+        "beside the best single site and level.",
+        _HYPERFEATURES,
+    )
+    mixed.add_argument(
+        "--pairs",
+        required=True,
+        help="canvas:N, or a CSV file with a line a point: first, second (image files), x1, y1, x2, y2 (from 0 to 1)",
+    )
+    mixed.add_argument("--sites", nargs="+", default=["down_blocks.*", "up_blocks.*"], help="modules of the denoiser")
+    mixed.add_argument("--log-snr", type=float, nargs="+", default=[4.0, 2.0, 0.0, -2.0], help="noise levels")
+    mixed.add_argument("--iterations", type=positive, default=400, help="steps of the optimiser, a pair each")
+    mixed.add_argument("--seed", type=int, default=0, help="of the renders of canvas:N, and of the optimiser")
+    mixed.add_argument("--batch-size", type=positive, default=16, help="images at a time")
+    _foretells(mixed)
+
     invert = lens(
         "invert",
         "the noise of given images, and what it draws",
@@ -153,6 +197,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Ask the lens."""
     from apps.lenses import ask as lenses
+    from apps.lenses import learned
 
     lens: dict[str, Any] = {
         "attention": lenses.attention,
@@ -162,6 +207,8 @@ def run(options: argparse.Namespace) -> None:
         "patch": lenses.tracing,
         "drift": lenses.drifting,
         "text": lenses.text,
+        "probe": learned.probing,
+        "hyperfeatures": learned.mixing,
         "invert": lenses.invert,
     }
     lens[options.lens](options)
@@ -179,6 +226,10 @@ def _given(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the renders of canvas:N")
     if required:
         parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
+
+
+def _foretells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say how much there is to do and how long, and stop")
 
 
 def _point(text: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ weights are a reading of their own: where, and at which noise, the network knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class Hyperfeatures:
         maps: Mapping[str, np.ndarray],
         pairs: Sequence[tuple[int, int]],
         points: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Hyperfeatures:
         """Learn from matched points.
 
@@ -67,6 +69,7 @@ class Hyperfeatures:
             maps: ``Features.maps``: for each site (levels, samples, channels, h, w).
             pairs: numbers of two samples each.
             points: for each pair, (n, 2) points of the first and of the second sample, matched row by row, n >= 2.
+            progress: called with (done, total) steps.
 
         Raises:
             InvalidRequest: no pair, or points that do not match.
@@ -99,6 +102,8 @@ class Hyperfeatures:
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
+            if progress is not None:
+                progress(len(losses), self.steps)
         self.loss_ = np.asarray(losses)
         self.weights_ = torch.softmax(self._logits.detach().flatten(), 0).reshape(self._logits.shape).numpy()
         return self

@@ -110,9 +110,15 @@ def probe_grid(
 
 
 def store_vectors(
-    store: ActivationStore, sites: Sequence[str], *, branch: str = "cond"
+    store: ActivationStore, sites: Sequence[str], *, branch: str = "cond", steps: tuple[int, ...] | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Mean rows of a store's sites for ``probe_grid``: ({site: (steps, samples, channels)}, (samples,) their numbers).
+
+    Args:
+        store: where they are.
+        sites: full names.
+        branch: of guidance.
+        steps: positions of the store's steps; None for all.
 
     Raises:
         UnknownSite, InvalidSelection: something the store does not have.
@@ -121,7 +127,7 @@ def store_vectors(
     found: dict[str, np.ndarray] = {}
     numbers: np.ndarray | None = None
     for site in sites:
-        rows = SiteRows(store, site, branch, "mean")
+        rows = SiteRows(store, site, branch, "mean", steps)
         parts = [rows.gather(step) for step in rows.chosen]
         for samples, _ in parts:
             numbers = samples if numbers is None else numbers
