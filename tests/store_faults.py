@@ -149,11 +149,13 @@ class Writers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._child:
             assert self._child.stdin is not None
             self._child.stdin.close()
-        assert self._child.returncode == 0
+            if kind is not None:  # it may be in the middle of something, or stuck
+                self._child.kill()
+        assert kind is not None or self._child.returncode == 0
 
 
 def kill_and_resume(folder: Path, spec: str, kills: int, rng: random.Random) -> Counter[str]:

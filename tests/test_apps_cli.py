@@ -64,7 +64,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'diffusers', 'zarr', 'streamlit'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -36,7 +36,8 @@ def test_a_recipe_is_drawn_again_bit_for_bit(tiny_folder: Path, tmp_path: Path) 
     arguments = ["generate", "--model", tiny_folder, "--prompt", "a red star", "--seeds", "0", "1", "--side", "16"]
     command = [*arguments, "--recipe", recipe, "--out", tmp_path / "cli.png"]
     code = f"import sys, apps.cli; sys.exit(apps.cli.main({[str(a) for a in command]!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True)
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, capture_output=True, timeout=300)
     rows = [
         list(generate(pipe, ["a red star"] * 2, [0, 1], steps=4, guidance=2.0, interventions=given))
         for given in ((), edits(pipe))

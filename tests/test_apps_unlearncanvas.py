@@ -116,7 +116,7 @@ class TestClassifier:
         command = (
             str(told.value).split("convert it once: ")[1].replace("python -c", f"{__import__('sys').executable} -c")
         )
-        subprocess.run(command, shell=True, check=True)
+        subprocess.run(command, shell=True, check=True, timeout=300)
         assert ViT.load(tmp_path / "object.safetensors").head.out_features == 20
 
     def test_refuses_other_files(self, tmp_path: Path, classifiers: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_second_command_is_told_who_works_there_until_that_one_is_gone(tmp_pat
             pass
     finally:
         os.kill(other.pid, signal.SIGKILL)
-        other.wait()
+        other.wait(60)
         for pipe in (other.stdin, other.stdout):
             assert pipe is not None
             pipe.close()

@@ -168,7 +168,8 @@ def test_another_process_gives_the_same_bytes():
         "import hashlib; from probe.canvas.render import render_batch; b = render_batch(range(40), seed=9);"
         "print(hashlib.sha256(b.images.tobytes() + b.masks.tobytes()).hexdigest())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=120)
     here = render_batch(range(40), seed=9)
     assert done.stdout.strip() == hashlib.sha256(here.images.tobytes() + here.masks.tobytes()).hexdigest()
 

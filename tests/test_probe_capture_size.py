@@ -149,6 +149,7 @@ def test_host_memory_stays_below_the_prediction(tiny_folder, tiny_pipe, tmp_path
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     predicted, real = json.loads(done.stdout)
     assert real <= 1.25 * predicted and predicted <= 2 * real

@@ -192,7 +192,7 @@ def test_killed_in_a_group_loses_nothing(tmp_path: Path) -> None:
         "    fileio.rename = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if b.suffix == '.json' else real(a, b)\n"
         "    w.write_shard(1, shard_arrays(LATE, 1))\n"
     )
-    child = subprocess.run([PYTHON, "-c", code, str(path)], env=child_environment())
+    child = subprocess.run([PYTHON, "-c", code, str(path)], env=child_environment(), timeout=120)
     assert child.returncode == -signal.SIGKILL
     store = ActivationStore.open(path)
     assert store.groups["more"].committed == [0]

@@ -210,4 +210,4 @@ def _nothing(*_: object) -> None:
 
 
 TestStoreMachine = pytest.mark.slow(StoreMachine.TestCase)
-TestStoreMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

@@ -212,7 +212,7 @@ def test_writers_in_several_processes(tmp_path: Path, url: str) -> None:
     copy(tmp_path / "a", url)
     program = f"import test_store_objects as t; t.write_directly({url!r})"
     children = [subprocess.Popen([PYTHON, "-c", program], env=child_environment()) for _ in range(2)]
-    assert [child.wait() for child in children] == [0, 0]
+    assert [child.wait(300) for child in children] == [0, 0]
     copy(url, tmp_path / "b")
     assert files(tmp_path / "b") == files(complete_store(tmp_path / "c", SPEC).path)
 
@@ -306,7 +306,7 @@ def test_nothing_is_loaded_for_local_stores(tmp_path: Path) -> None:
         "except a.errors.MissingLibrary as error: print(error)"
     )
     command = [PYTHON, "-c", program, str(tmp_path / "a")]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True, timeout=120)
     assert "pip install 'denoscope[s3]'" in done.stdout
 
 

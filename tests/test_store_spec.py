@@ -19,7 +19,7 @@ def test_import_is_light() -> None:
         "import sys, activations_store; heavy = {'torch', 'zarr', 'pyarrow', 'numcodecs'} & set(sys.modules); "
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
-    subprocess.run([PYTHON, "-c", code], env=child_environment(), check=True)
+    subprocess.run([PYTHON, "-c", code], env=child_environment(), check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

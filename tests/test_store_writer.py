@@ -216,8 +216,8 @@ def test_many_writers_on_the_same_shards(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert failures == []
+        thread.join(60)
+    assert failures == [] and not any(thread.is_alive() for thread in threads)
     complete_store(tmp_path / "t", spec)
     assert tree_hashes(tmp_path / "s") == tree_hashes(tmp_path / "t")
 
@@ -257,7 +257,8 @@ def test_background_writer_makes_a_fast_producer_wait(tmp_path: Path, monkeypatc
             time.sleep(0.3)
             assert len(submitted) == 3  # one being written, two waiting
             gate.set()
-            producer.join()
+            producer.join(60)
+            assert not producer.is_alive()
         assert writer.pending() == []
 
 
@@ -292,7 +293,8 @@ def test_full_disk_leaves_a_readable_store_that_resumes(tmp_path: Path) -> None:
         "    w.write_shard(1, shard_arrays(spec, 1))\n"
     )
     path = tmp_path / "s"
-    child = subprocess.run([PYTHON, "-c", code, str(path)], env=child_environment(), capture_output=True, text=True)
+    command = [PYTHON, "-c", code, str(path)]
+    child = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
     assert child.returncode == 1
     last = child.stderr.strip().splitlines()[-1]
     assert "DiskFull" in last
