@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from apps.bench.information import BenchConfig, bench_information, information_tables
-from apps.bench.information_labels import fano
 from apps.bench.information_limits import matched_auc
 from apps.bench.information_maps import overlap
 from apps.bench.information_pairs import PAIRS, TEXTS
 from apps.bench.information_removals import _row
 from apps.errors import OutputExists
+from probe.information import fano
 from probe.model import PipelineEps, load_pipeline
 
 SMALL = BenchConfig(images=4, nodes=2, label_images=2, label_nodes=2, pair_images=2, removals=2)
@@ -65,8 +65,10 @@ def test_correlations_of_predicted_and_observed_change(seed):
 
 
 def test_fano_is_the_entropy_for_a_perfect_reader_and_nothing_at_chance():
-    assert fano(0.0, 8) == pytest.approx(np.log(8)) and fano(7 / 8, 8) == pytest.approx(0.0, abs=1e-12)
-    assert fano(0.05, 12) == pytest.approx(2.1665, abs=1e-3)
+    even = [np.log(n) for n in range(1, 13)]
+    assert fano(0.0, 8, even[7]) == pytest.approx(even[7]) and fano(7 / 8, 8, even[7]) == pytest.approx(0.0, abs=1e-12)
+    assert fano(0.05, 12, even[11]) == pytest.approx(2.1665, abs=1e-3)
+    assert fano(0.3, 3, 0.8) == 0.0  # of unequal labels: read as the commonest one, wrong three times of ten
 
 
 def test_pairs_name_every_text_once_and_end_in_the_text_of_both():

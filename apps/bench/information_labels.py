@@ -44,7 +44,7 @@ def label_columns(names: Sequence[Mapping[str, str]], factor: str) -> list[Colum
 def label_rows(table: NodeTable, factor: str, labels: Sequence[str]) -> list[dict[str, Any]]:
     """One row of a factor."""
     from probe.canvas import FACTORS
-    from probe.information import classify, information, running_labels
+    from probe.information import classify, fano, information, running_labels
 
     classes = FACTORS[factor]
     found = classify(table, classes)
@@ -61,7 +61,7 @@ def label_rows(table: NodeTable, factor: str, labels: Sequence[str]) -> list[dic
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "entropy": found.prior_entropy,
-        "at_least": fano(1.0 - accuracy.value, len(classes)),
+        "at_least": fano(1.0 - accuracy.value, len(classes), found.prior_entropy),
         "decided_at": None if decided is None else float(level[decided]),
     }
     each = {"posterior": found.prior_entropy - found.entropy}
@@ -75,9 +75,3 @@ def label_rows(table: NodeTable, factor: str, labels: Sequence[str]) -> list[dic
         interval = bootstrap_mean(values)
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return [row]
-
-
-def fano(error: float, n: int) -> float:
-    """Nats that a label of n equally likely values and its read-out share at least, by the share of wrong ones."""
-    spread = -sum(float(p) * np.log(p) for p in (error, 1.0 - error) if p > 0)
-    return float(max(np.log(n) - spread - error * np.log(n - 1), 0.0))

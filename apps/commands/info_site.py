@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from activations_store import ActivationStore
 
 _EXAMPLE = """
-denoscope info site runs/x --site mid_block --tell object style --out runs/x/site
+denoscope info site runs/x --site mid_block up_blocks.1 --tell object style --out runs/x/site
 denoscope info site runs/x --tell prompt --steps 0,5,9 --components 16 --out runs/x/prompts --dry-run
 """
 
@@ -26,16 +29,17 @@ def add_parser(parts: Commands) -> None:
         "site",
         run,
         summary="what the activations of a site tell about labels or prompts",
-        about="Mutual information of a site's rows with a label or with the prompt's embedding. A small denoiser is "
-        "trained on the rows for each step and label (MINDE, MMG), and measured on rows that it has not seen; a "
-        "second, on labels dealt to other rows, is the null. The standard form is the estimate, mostly a low one; the "
-        "orthogonal one beside it rises with overfitting and falls with too little training. The time is told first; "
-        "a stopped run goes on when the same command is given again. OUT gets site.json.",
+        about="Mutual information of a site's rows with a label or with the prompt's embedding. A small denoiser of "
+        "the labels, or of the rows, is trained for each step (MINDE, MMG), and measured on rows that it has not seen; "
+        "a second, on labels dealt to other rows, is the null. The standard form is the estimate, mostly a low one; "
+        "the orthogonal one beside it rises with overfitting and falls with too little training. Labels also get what "
+        "a linear probe's accuracy says at least. The time is told first; a stopped run goes on when the same command "
+        "is given again. OUT gets site.json.",
         example=_EXAMPLE,
         resumable=True,
     )
     part.add_argument("run_folder", metavar="RUN", type=Path, help="run folder with a store")
-    part.add_argument("--site", help="the site (default: the store's only one)")
+    part.add_argument("--site", nargs="+", metavar="SITE", help="one or more (default: the store's only one)")
     part.add_argument(
         "--tell", nargs="+", required=True, metavar="LABEL", help="labelled factors of the store, or prompt"
     )
@@ -43,7 +47,7 @@ def add_parser(parts: Commands) -> None:
     part.add_argument("--branch", help="of guidance (default: cond, or the store's only one)")
     part.add_argument("--view", choices=("mean", "map"), default="mean", help="a row: the map's mean, or the map")
     part.add_argument("--components", type=positive, default=8, help="principal components that are kept of each side")
-    part.add_argument("--training-steps", type=positive, default=2000, help="of each denoiser")
+    part.add_argument("--training-steps", type=positive, help="of each denoiser (default: 500 for labels, 2000)")
     part.add_argument("--seed", type=int, default=0, help="of split, weights, noise and null")
     add_model(part)
     part.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -60,41 +64,50 @@ def run(options: argparse.Namespace) -> None:
     from apps.runs import Run, find_site
     from apps.stages import Stages
     from probe.directions.rows import SiteRows
-    from probe.information.learned_denoiser import Training, training_seconds
+    from probe.information.learned import LABELS, ROWS, training_seconds
 
     store = ActivationStore.open(store_folder(options.run_folder))
-    site = find_site(store, options.site)
+    sites = [find_site(store, name) for name in options.site or [None]]
     branch = options.branch or ("cond" if "cond" in store.spec.branches else store.spec.branches[0])
     n_steps = len(store.spec.timesteps)
     steps = options.steps or tuple(sorted({round(k * (n_steps - 1) / 4) for k in range(5)}))
     told = {name: told_values(options, store, name) for name in options.tell}
-    rows = SiteRows(store, site, branch, options.view, steps)
-    training = Training(steps=options.training_steps, seed=options.seed)
-    n, d = len(rows.samples), min(options.components, rows.width)
-    seconds = training_seconds(d, options.components, training)
-    trainings = len(told) * len(steps)
+    places = [SiteRows(store, site, branch, options.view, steps) for site in sites]
+    trainings = {
+        name: replace(
+            best := LABELS if v.ndim == 1 else ROWS, steps=options.training_steps or best.steps, seed=options.seed
+        )
+        for name, v in told.items()
+    }
+    d, each = min(options.components, max(rows.width for rows in places)), len(steps) * len(sites)
+    seconds = each * sum(
+        training_seconds(d, len(set(v.tolist())), trainings[name], labels=True)
+        if v.ndim == 1
+        else training_seconds(d, min(options.components, v.shape[1]), trainings[name])
+        for name, v in told.items()
+    )
     print(
-        f"{n} samples of {site}, {len(steps)} steps, told {', '.join(told)}: {trainings} trainings, nulls beside them, "
-        f"of {training.steps} steps, about {trainings * seconds:.0f} s"
+        f"{len(places[0].samples)} samples of {', '.join(sites)}, {len(steps)} steps, told {', '.join(told)}: "
+        f"{each * len(told)} trainings, nulls beside them, about {seconds:.0f} s"
     )
     if options.dry_run:
         return
     clock = Clock()
-    stages = Stages(Run(options.out), print, trainings)
+    stages = Stages(Run(options.out), print, each * len(told))
     found = []
-    for name, values in told.items():
-        for step in steps:
-            request = SiteRequest(name, step, options.components, training, options.seed)
-            with bar(f"{name}, step {step}", "step") as progress:
-                found.append(
-                    stages.do(
-                        f"{name}-{step}",
-                        f"{name} at step {step}",
-                        {"rows": rows.record(), "model": store.fingerprint} | request.record(),
-                        lambda request=request, values=values, p=progress: site_row(rows, values, request, p),
-                    )
+    for rows, (name, values), step in product(places, told.items(), steps):
+        request = SiteRequest(name, step, options.components, trainings[name], options.seed)
+        with bar(f"{rows.site}, {name}, step {step}", "step") as progress:
+            found.append(
+                stages.do(
+                    f"{rows.site.replace(':', '-')}-{name}-{step}",
+                    f"{rows.site}, {name} at step {step}",
+                    {"rows": rows.record(), "model": store.fingerprint} | request.record(),
+                    partial(site_row, rows, values, request, progress),
                 )
-    about = {"rows": rows.record(), "components": options.components, "training": training.steps, "seed": options.seed}
+            )
+    about = {"rows": [rows.record() for rows in places], "components": options.components}
+    about |= {"training": {name: training.steps for name, training in trainings.items()}, "seed": options.seed}
     Measurement("info.site", found, {}, config=about).write(options.out / "site.json")
     print(site_table(found))
     print(f"\n{options.out / 'site.json'} ({clock})")
@@ -105,18 +118,13 @@ def told_values(options: argparse.Namespace, store: ActivationStore, name: str) 
 
     Raises:
         UnknownLabel: the store has no such factor.
-        InvalidOption: --model is not the one that the store was made with.
+        ModelMismatch: --model is not the one that the store was made with.
     """
     if name != "prompt":
         return store.labels(name)
-    from apps.errors import InvalidOption
+    from apps.checks import check_model
     from probe.interventions.guide import text_embeddings
-    from probe.model import fingerprint
 
     pipe = load_model(options)
-    if fingerprint(pipe)["weights_hash"] != store.fingerprint.get("weights_hash"):
-        raise InvalidOption(
-            f"info site: {store.path} was collected from {store.fingerprint.get('name')!r}, whose weights are not "
-            f"those of {options.model!r}; give that model with --model."
-        )
+    check_model(pipe, store.fingerprint, store.path)
     return text_embeddings(pipe, store.samples.column("prompt").to_pylist()).mean(1).cpu().numpy()

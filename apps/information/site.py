@@ -1,4 +1,4 @@
-"""``denoscope info site``: one row of results, for one step and one thing told."""
+"""``denoscope info site``: one row of results, for one site, step and thing told."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apps.progress import table
 
 if TYPE_CHECKING:
     from probe.directions.rows import SiteRows
-    from probe.information.learned_denoiser import Training
+    from probe.information import Training
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ def site_row(
 ) -> dict[str, Any]:
     """Information of a site's rows at a step with what is told of their samples, in nats, with its null.
 
+    A label also gets the baseline: how often a linear probe of the same components reads it, and what that says at
+    least (Fano).
+
     Args:
         rows: of the site.
         values: (samples,) labels, the empty string where there is none, or (samples, d) embeddings.
@@ -67,12 +70,13 @@ def site_row(
     learned = LearnedInformation(components=request.components, training=request.training, seed=request.seed)
     learned.fit(x, told, progress=progress)
     row: dict[str, Any] = {
+        "site": rows.site,
         "told": request.told,
         "step": request.step,
         "log_snr": rows.store.spec.log_snr[request.step],
         "n": learned.table_.n_images,
         "kept": learned.kept_[0],
-        "at_most": entropy(told) if labels else None,
+        **(probed(x, told, request) if labels else dict.fromkeys(("at_most", "probe", "at_least"))),
     }
     for form in ("standard", "orthogonal"):
         found = learned.information(form)
@@ -83,21 +87,45 @@ def site_row(
     return row
 
 
+def probed(x: np.ndarray, labels: np.ndarray, request: SiteRequest) -> dict[str, float]:
+    """What labels tell at most, and what a linear probe of the rows' components says that they tell at least."""
+    from probe.information import fano
+    from probe.information.learned import principal
+    from probe.lenses import probe_grid
+
+    scores = principal(x, request.components, "x")[0].numpy()
+    grid = probe_grid({"x": scores[None]}, labels.tolist(), shuffles=0, seed=request.seed)
+    accuracy, n = float(grid.accuracy[0, 0]), len(set(labels.tolist()))
+    return {
+        "at_most": (most := entropy(labels)),
+        "probe": accuracy,
+        "probe_low": float(grid.low[0, 0]),
+        "probe_high": float(grid.high[0, 0]),
+        "at_least": fano(1.0 - accuracy, n, most),
+    }
+
+
 def entropy(labels: np.ndarray) -> float:
     """Nats of labels by their shares: more than any rows can tell of them."""
     share = np.unique(labels, return_counts=True)[1] / len(labels)
     return float(-(share * np.log(share)).sum())
 
 
+_HEADER = ["site", "told", "step", "log SNR", "rows", "probe", "at least", "standard", "null", "orthogonal", "at most"]
+
+
 def site_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table that people read."""
-    header = ["told", "step", "log SNR", "rows", "standard", "orthogonal", "null, standard", "null, orth.", "at most"]
     body = []
     for row in rows:
-        forms = [_interval(row, name) for name in ("standard", "orthogonal", "null_standard", "null_orthogonal")]
-        most = "" if row["at_most"] is None else f"{row['at_most']:.2f}"
-        body.append([row["told"], str(row["step"]), f"{row['log_snr']:.1f}", str(row["n"]), *forms, most])
-    return table(header, body) + "\n\nnats, with 95 % intervals over rows"
+        forms = [_interval(row, name) for name in ("standard", "null_standard", "orthogonal")]
+        bound = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("probe", "at_least", "at_most")]
+        place = [row["site"], row["told"], str(row["step"]), f"{row['log_snr']:.1f}", str(row["n"])]
+        body.append([*place, bound[0], bound[1], *forms, bound[2]])
+    return table(_HEADER, body) + (
+        "\n\nnats, with 95 % intervals over rows; probe: share of labels that a linear probe reads, which says at "
+        "least so many nats"
+    )
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:

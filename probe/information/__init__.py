@@ -11,18 +11,20 @@ from probe.information.ablation import (
     without_head,
 )
 from probe.information.adapt import adaptive_nodes, measure_gap
-from probe.information.classify import Labels, classify, running_labels
+from probe.information.classify import Labels, classify, fano, running_labels
 from probe.information.columns import Column, caption_columns, class_columns
 from probe.information.control import GaussianControl
 from probe.information.edited import Edited, without_direction
 from probe.information.intervals import Interval, interval
 from probe.information.lattice import co_information, lattice_atoms, lattice_pid
 from probe.information.learned import LearnedInformation
-from probe.information.learned_denoiser import LearnedDenoiser, Training
+from probe.information.learned_denoiser import LearnedDenoiser
+from probe.information.learned_labels import LabelDenoiser
 from probe.information.likelihood import Likelihood, likelihood
 from probe.information.maps import guidance_difference, word_maps
 from probe.information.mutual import Information, information, pixel_nats, word_information
 from probe.information.nodes import GapCurve, Nodes
+from probe.information.perceptrons import Training
 from probe.information.pid import Atoms, Decomposition, atoms, pid
 from probe.information.suitable import check_pipeline
 from probe.information.table import Cost, NodeTable, estimate, measure
@@ -39,6 +41,7 @@ __all__ = [
     "GaussianControl",
     "Information",
     "Interval",
+    "LabelDenoiser",
     "Labels",
     "LearnedDenoiser",
     "LearnedInformation",
@@ -60,6 +63,7 @@ __all__ = [
     "co_information",
     "collect_table",
     "estimate",
+    "fano",
     "guidance_difference",
     "information",
     "interval",

@@ -101,3 +101,15 @@ def running_labels(table: NodeTable, classes: Sequence[str], prior: Mapping[str,
         InvalidRequest: see ``classify``; images have nodes of their own.
     """
     return [classify(table.within(table.nodes.window[0], a), classes, prior) for a in table.log_snr[0]]
+
+
+def fano(error: float, n: int, entropy: float) -> float:
+    """Nats that a label and any read-out of it share at least (Fano 1961), by the share of labels read wrongly.
+
+    Args:
+        error: that share.
+        n: values of the label, at least two.
+        entropy: of the label.
+    """
+    spread = -float(xlogy(error, error) + xlogy(1.0 - error, 1.0 - error))
+    return max(entropy - spread - error * float(np.log(n - 1)), 0.0)

@@ -15,12 +15,13 @@ second denoiser, trained the same way on y dealt to other rows: its truth is 0.
 Information does not change when a side is mapped one to one. So wide rows are turned to their principal components, and
 each component is given a normal margin (normal scores, van der Waerden 1952), so that no unit, tail or gap of a margin
 is left to learn. Only the first components of wide rows are kept, which can only lose information: what comes out is
-that of these components. Nor does it matter which side is denoised: embeddings are told of rows, but rows are told of
-labels, since a label is one of a few points and the rows of a class are soon wider than a small network learns.
+that of these components. Nor does it matter which side is denoised. Rows are, told embeddings; but labels are, told
+rows, since all that there is to learn of a label is its probability (``learned_labels.py``).
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,8 +35,10 @@ from scipy.stats import rankdata
 from probe.errors import InvalidRequest
 from probe.information.adapt import adaptive_nodes
 from probe.information.columns import EMPTY, Column
-from probe.information.learned_denoiser import LearnedDenoiser, Training, train_denoisers
+from probe.information.learned_denoiser import LearnedDenoiser, train_denoisers
+from probe.information.learned_labels import LabelDenoiser, train_label_denoisers
 from probe.information.mutual import Form, Information, information
+from probe.information.perceptrons import Training
 from probe.information.table import NodeTable, measure
 from probe.information.window import TruncatedWindow
 
@@ -45,6 +48,9 @@ _BATCH = 4096
 _NOISY = 48_000
 LEAST = 64
 """Rows that an estimate takes at least."""
+ROWS = Training()
+LABELS = Training(steps=500, learning_rate=5e-3)
+"""Of labels: the best weights come early, and the fewer the rows the earlier."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,9 +71,10 @@ class LearnedInformation:
         True
 
     Attributes:
-        training: of both denoisers, the null's included.
+        training: of both denoisers, the null's included; None for ``ROWS``, or ``LABELS`` if y is a label.
         components: principal components that are kept of x, and of y if it is no label; None for all.
-        test_share: rows that are measured; a tenth of the others choose the weights, the rest are trained on.
+        test_share: rows that are measured; of the others some choose the weights, a tenth for embeddings and each
+            fifth in turn for labels, and the rest are trained on.
         nodes: noise levels of each measured row; None for as many as make 48,000 noisy rows of all.
         seed: of the split, the null, nodes and noise.
 
@@ -75,15 +82,15 @@ class LearnedInformation:
     ``kept_``, shares of the variance of x and y that the components hold.
     """
 
-    training: Training = field(default_factory=Training)
+    training: Training | None = None
     components: int | None = 8
     test_share: float = 0.3
     nodes: int | None = None
     seed: int = 0
 
     table_: NodeTable = field(init=False, repr=False)
-    model_: LearnedDenoiser = field(init=False, repr=False)
-    null_model_: LearnedDenoiser = field(init=False, repr=False)
+    model_: LearnedDenoiser | LabelDenoiser = field(init=False, repr=False)
+    null_model_: LearnedDenoiser | LabelDenoiser = field(init=False, repr=False)
     kept_: tuple[float, float] = field(init=False, repr=False)
 
     def fit(self, x: np.ndarray, y: np.ndarray, *, progress: Callable[[int, int], None] | None = None) -> Self:
@@ -112,13 +119,17 @@ class LearnedInformation:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(rows), generator=generator)
         n_test = round(self.test_share * len(rows))
-        test, held, train = order.split([n_test, n := max(8, (len(rows) - n_test) // 10), len(rows) - n_test - n])
+        test, held, rest = order.split([n_test, n := max(8, (len(rows) - n_test) // 10), len(rows) - n_test - n])
         elsewhere = told[torch.randperm(len(told), generator=generator)]
         both = torch.stack([told, elsewhere])
         self.kept_ = (kept_x, kept_y)
-        self.model_, self.null_model_ = train_denoisers(
-            rows[train], both[:, train], (rows[held], both[:, held]), self.training, progress
-        )
+        if labels:
+            most = torch.cat([held, rest])
+            models = train_label_denoisers(rows[most], both[:, most], self.training or LABELS, progress)
+        else:
+            kept = rows[held], both[:, held]
+            models = train_denoisers(rows[rest], both[:, rest], kept, self.training or ROWS, progress)
+        self.model_, self.null_model_ = models
         columns = [
             Column(EMPTY),
             Column(Y, list(told[test])),
@@ -152,8 +163,29 @@ class LearnedInformation:
         return replace(found, null=null)
 
 
+def training_seconds(d: int, k: int, training: Training, *, labels: bool = False) -> float:
+    """Seconds that one ``fit`` trains, by a trial of a hundredth of its steps.
+
+    Args:
+        d: components of x.
+        k: components of y, or how many labels there are.
+        training: as of the fit.
+        labels: whether y is a label.
+    """
+    trial = replace(training, steps=max(5, training.steps // 100))
+    x = one_hot(np.arange(256) % k) if labels else torch.randn(256, d)
+    told = torch.randn(2, 256, d if labels else k)
+    for settings in (replace(trial, steps=2), trial):  # the first calls are slow
+        start = time.perf_counter()
+        if labels:
+            train_label_denoisers(x, told, settings)
+        else:
+            train_denoisers(x, told, (x, told), settings)
+    return (time.perf_counter() - start) * training.steps / trial.steps
+
+
 def one_hot(labels: np.ndarray) -> torch.Tensor:
-    """(n, classes) float32 of labels (n,), each class with mean 0 and variance 1.
+    """(n, classes) float64, 1 where a label (n,) is the class.
 
     Raises:
         InvalidRequest: there is one class only.
@@ -161,8 +193,7 @@ def one_hot(labels: np.ndarray) -> torch.Tensor:
     classes, at = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise InvalidRequest(f"LearnedInformation: all {len(at)} labels are {classes.tolist()}; expected two or more.")
-    codes = np.eye(len(classes))[at]
-    return torch.from_numpy((codes - codes.mean(0)) / codes.std(0)).float()
+    return torch.eye(len(classes), dtype=torch.float64)[torch.from_numpy(at)]
 
 
 def principal(values: np.ndarray, components: int | None, name: str) -> tuple[torch.Tensor, float]:
