@@ -1,9 +1,6 @@
 """Training by two real processes over gloo: the same result as one, exact resume, and no waiting for the lost."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_children import Child, train_together
 from sae_world import SITE, World, plant
 
 from activations_store import ActivationStore
@@ -34,59 +32,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LONG = {"architecture": "batchtopk", "rows": 256 * 80}  # long enough to be killed on the way
 LIMIT = 180  # seconds after which a test gives up; on a free machine a run takes a few
 
-CHILD = """
-import json, os, sys
-from activations_store import ActivationStore
-from sae import train_many
-from sae.errors import SAEError
-from sae.training.job import TrainJob
-from sae.training.processes import joined
-with joined(timeout=20) as peers:
-    for value in json.loads(sys.argv[1]):
-        mine = value if isinstance(value, dict) else value[int(os.environ["RANK"])]  # unlike jobs, or one for both
-        job = TrainJob.from_json(mine)
-        try:
-            train_many(ActivationStore.open(job.store), job.configs, job.folders, peers=peers, divide=job.divide)
-        except SAEError as error:
-            print(type(error).__name__, error, flush=True)
-            if type(error).__name__ == "ProcessLost":
-                raise SystemExit(3)
-"""
 
-
-def start(folder: Path, jobs: list[TrainJob | tuple[TrainJob, ...]], world: int = 2) -> list[subprocess.Popen[str]]:
+def start(folder: Path, jobs: list[TrainJob | tuple[TrainJob, ...]], world: int = 2) -> list[Child]:
     """The processes of some jobs, one after another in the same processes; `folder` is where they meet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
+    now = time.monotonic_ns()
+    environment = {
         "GLOO_SOCKET_IFNAME": "lo",
         "WORLD_SIZE": str(world),
-        "DENOSCOPE_MEET": str(folder / f"meet-{time.monotonic_ns()}"),
+        "DENOSCOPE_MEET": str(folder / f"meet-{now}"),
     }
-    values = [job.to_json() if isinstance(job, TrainJob) else [one.to_json() for one in job] for job in jobs]
-    what = json.dumps(values)
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, what],
-            env=environment | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Child(folder / f"told-{now}-{rank}", train_together, jobs, **environment, RANK=str(rank))
         for rank in range(world)
     ]
 
 
-def finish(children: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(children: list[Child]) -> list[tuple[int, str, str]]:
     """(exit status, output, errors) of each, within the limit."""
-    try:
-        outputs = [child.communicate(timeout=LIMIT) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-    return [(child.returncode, *output) for child, output in zip(children, outputs, strict=True)]
+    return [child.finish(LIMIT) for child in children]
 
 
 def config(**options: Any) -> TrainConfig:
@@ -212,10 +175,10 @@ def test_a_lost_process_stops_the_other_and_the_rerun_gives_the_same_bits(
     children = start(tmp_path, [job])
     checkpoints, deadline = tmp_path / "run/checkpoint", time.monotonic() + LIMIT
     while not list(checkpoints.glob("0*")):
-        assert all(child.poll() is None for child in children), finish(children)
+        assert all(child.running() for child in children), finish(children)
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    children[1].send_signal(signal.SIGKILL)
+    children[1].kill()
     began = time.monotonic()
     (status, output, _), _ = finish(children)
     assert status == 3, output
@@ -223,7 +186,7 @@ def test_a_lost_process_stops_the_other_and_the_rerun_gives_the_same_bits(
     assert time.monotonic() - began < 60
     assert not (tmp_path / "run/sae_weights.safetensors").exists()
 
-    assert [status for status, _, _ in finish(start(tmp_path, [job]))] == [0, 0]
+    assert [status for status, *_ in finish(start(tmp_path, [job]))] == [0, 0]
     expected = file_hash(folder / divide / "long/sae_weights.safetensors")
     assert file_hash(tmp_path / "run/sae_weights.safetensors") == expected
 

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sae_children import Child, train_alone
 from sae_world import SITE, World, plant
 
 from activations_store import ActivationStore, StoreWriter
@@ -139,41 +137,30 @@ def _weights(folder: Path) -> str:
     return file_hash(folder / "sae_weights.safetensors")
 
 
-CHILD = """
-import sys
-from activations_store import ActivationStore
-from sae import TrainConfig, train
-import json
-for config, folder in json.loads(sys.argv[2]):
-    train(ActivationStore.open(sys.argv[1]), TrainConfig.from_json(config), folder)
-"""
-
-
 @pytest.mark.slow
 def test_killed_at_any_point_and_rerun_gives_the_same_bits(world: World, tmp_path: Path) -> None:
-    def jobs(name: str, which: tuple[str, ...] = ARCHITECTURES) -> list[str]:
-        """A command that trains these architectures into tmp_path/name/ARCHITECTURE."""
+    def start(name: str, which: tuple[str, ...] = ARCHITECTURES) -> Child:
+        """A process that trains these architectures into tmp_path/name/ARCHITECTURE."""
         config = TrainConfig(**QUICK, rows=30_000, lr=2e-3, checkpoint_rows=2560, dead_after=2560)
-        todo = [(config.to_json() | {"architecture": a}, str(tmp_path / name / a)) for a in which]
-        return [sys.executable, "-c", CHILD, str(world.store.path), json.dumps(todo)]
+        runs = [(replace(config, architecture=a), tmp_path / name / a) for a in which]
+        return Child(tmp_path / "told", train_alone, world.store.path, runs)
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    subprocess.run(jobs("whole"), env=environment, check=True, timeout=600)
+    assert start("whole").finish(300)[0] == 0
     for number, architecture in enumerate(ARCHITECTURES):
         folder = tmp_path / "killed" / architecture
         for kill in range(2 if architecture == "topk" else 1):
-            start = _newest(folder / "checkpoint")
-            child = subprocess.Popen(jobs("killed", (architecture,)), env=environment)
+            before = _newest(folder / "checkpoint")
+            child = start("killed", (architecture,))
             deadline = time.monotonic() + 300
-            enough = start + 20 + 10 * (number % 3 + kill)
+            enough = before + 20 + 10 * (number % 3 + kill)
             while _newest(folder / "checkpoint") < enough and time.monotonic() < deadline:
-                assert child.poll() is None, "the run ended before it could be killed"
+                assert child.running(), "the run ended before it could be killed"
                 time.sleep(0.002)
-            child.send_signal(signal.SIGKILL)
-            assert child.wait(10) == -signal.SIGKILL
+            child.kill()
+            assert child.finish(30)[0] == -signal.SIGKILL
             assert not (folder / "sae_weights.safetensors").exists()
-            assert _newest(folder / "checkpoint") > start
-    subprocess.run(jobs("killed"), env=environment, check=True, timeout=600)
+            assert _newest(folder / "checkpoint") > before
+    assert start("killed").finish(300)[0] == 0
     for architecture in ARCHITECTURES:
         assert _weights(tmp_path / "killed" / architecture) == _weights(tmp_path / "whole" / architecture), architecture
 
