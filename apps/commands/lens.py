@@ -197,15 +197,15 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Ask the lens."""
     from apps.lenses import ask as lenses
-    from apps.lenses import learned
+    from apps.lenses import learned, over_steps
 
     lens: dict[str, Any] = {
         "attention": lenses.attention,
         "features": lenses.features,
         "segment": lenses.segment,
-        "trace": lenses.tracing,
-        "patch": lenses.tracing,
-        "drift": lenses.drifting,
+        "trace": over_steps.tracing,
+        "patch": over_steps.tracing,
+        "drift": over_steps.drifting,
         "text": lenses.text,
         "probe": learned.probing,
         "hyperfeatures": learned.mixing,

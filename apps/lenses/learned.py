@@ -60,11 +60,11 @@ def probing(options: argparse.Namespace) -> None:
                 *_labelled(vectors, labels[samples]), log_snr=log_snr, shuffles=options.shuffles, progress=progress
             )
     print(table(["", "best", "from", "to", "shuffled", "step", "site"], [_best(*item) for item in found.items()]))
-    columns = [f"{level:.1f}" for level in log_snr]
+    columns = [f"{level:z.1f}" for level in log_snr]
     sheets = []
     for factor, grid in found.items():
         for values, title in (
-            (grid.accuracy, f"{factor}: share of {grid.n_held_out} held-out samples named right, by log SNR"),
+            (grid.accuracy, f"{factor}: held-out accuracy, by log SNR"),
             (grid.null.mean(2), "the same with shuffled labels"),
         ):
             sheets.append(number_table(values, grid.sites, columns, title=title, top=1.0))
@@ -114,7 +114,7 @@ def mixing(options: argparse.Namespace) -> None:
         "best": {"site": best[0], "log_snr": features.log_snr[best[1]]},
     }
     weights = number_table(
-        model.weights_, model.sites_, [f"{level:.1f}" for level in features.log_snr], title="weights, by log SNR"
+        model.weights_, model.sites_, [f"{level:z.1f}" for level in features.log_snr], title="weights, by log SNR"
     )
     save(out, stacked([weights, _pair_sheet(pairs, matches, asked)]), record)
 

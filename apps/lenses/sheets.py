@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -53,6 +54,12 @@ def given_images(sources: Sequence[str], pipe: Pipeline, caption: str, seed: int
     side = image_size(pipe, condition(pipe, [caption], 1.0).sample_shape)
     fitted = [ImageOps.fit(Image.fromarray(read_image(path)), (side, side)) for path in sources]
     return np.stack([np.asarray(image) for image in fitted]), [caption] * len(fitted)
+
+
+def drawn_grid(options: argparse.Namespace) -> tuple[list[str], list[int]]:
+    """Every prompt with every seed."""
+    pairs = [(prompt, seed) for prompt in options.prompt for seed in options.seeds]
+    return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
 
 
 def save(out: Path, sheet: np.ndarray, record: Mapping[str, Any]) -> None:
