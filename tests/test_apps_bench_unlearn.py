@@ -26,16 +26,19 @@ from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
 from apps.images import read_image
 from apps.unlearning import config as unlearn_config
-from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.config import CANDIDATES, Features, Rewrite
-from apps.unlearning.edits import Sampling, scored_grid, validation_grid
+from apps.unlearning.edits import Sampling
 from apps.unlearning.methods import METHODS, method
+from apps.unlearning.place import Place
+from apps.unlearning.prompt_grids import scored_grid, validation_grid
 from apps.unlearning.run import needs_dictionary, unlearn_targets
 from probe.errors import UnknownConcept
 from probe.unlearning import Predictions, Setting, evaluate, score
 from sae import TrainConfig
 
 SAMPLING = Sampling(10, 2.0)
+STEPS = 5  # of the images that are drawn here; what is asked of them needs no more
 SMALL = {
     "objects": ("star", "moon"),
     "styles": ("flat", "neon", "clay"),
@@ -44,6 +47,7 @@ SMALL = {
     "validation": (2, 2),
     "n_recorded": 16,
     "n_boot": 50,
+    "place": Place(steps=STEPS),
 }
 
 
@@ -158,12 +162,12 @@ def test_a_killed_process_is_told_and_the_rest_goes_on(config: UnlearnBench):
             time.sleep(0.01)
         os.kill(children[0].pid or 0, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     jobs = [("score", name, "object", "star") for name in config.methods]
     with pytest.raises(ProcessesFailed, match="start the same command again"):
         run_jobs(bench, jobs, 2, nothing)
-    killer.join()
+    killer.join(60)
     again = run_jobs(bench, jobs, 1, nothing)
     assert again[0] == first[0] and stage.stat().st_mtime_ns == before
     assert again[1]["method"] == "uce" and len(again[1]["tried"]) == 2
@@ -175,7 +179,7 @@ def test_numbers_are_the_protocols(config: UnlearnBench):
     row = next(r for r in measured.rows if r["part"] == "target" and r["method"] == "uce")
     rows = rows_for(bench.world.test, "object", "star", 1)
     edits = {("object", "star"): bench.recipe("uce", "object", "star").interventions}
-    sampling = {"steps": 10, "guidance": 2.0, "batch_size": 16}
+    sampling = {"steps": STEPS, "guidance": 2.0, "batch_size": 16}
     images = bench.baseline_images[np.searchsorted(bench.drawn, rows)]
     direct = evaluate(
         bench.pipe,
@@ -190,7 +194,7 @@ def test_numbers_are_the_protocols(config: UnlearnBench):
         assert row[name] == pytest.approx(direct.scores[name].value), name
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     assert row["n_images"] == len(rows) == 6 + 3 and row["retain_seeds"] == 1
-    assert row["evaluations"] == row["plain_evaluations"] == 20 and row["seconds_ratio"] > 0
+    assert row["evaluations"] == row["plain_evaluations"] == 2 * STEPS and row["seconds_ratio"] > 0
     control = next(r for r in measured.rows if r["part"] == "target" and r["method"] == "no_edit")
     assert control["change_retain"] == control["change_target"] == 0 and control["ua"] == 0
     assert control["mmd"] == control["mmd_unedited"] == row["mmd_unedited"]
@@ -244,9 +248,9 @@ def check_unlearn(config: UnlearnBench, name: str, monkeypatch) -> None:
     bench = Bench(config)
     part = {"objects": ("star", "moon"), "styles": ("flat", "neon")}
     within = {"object": part["objects"], "style": part["styles"]}
-    monkeypatch.setattr(unlearning, "scored_grid", lambda n: scored_grid(n, **part))
+    monkeypatch.setattr(prompt_grids, "scored_grid", lambda n: scored_grid(n, **part))
     monkeypatch.setattr(
-        unlearning,
+        prompt_grids,
         "validation_grid",
         lambda *target, n_target, n_retain, exclude: validation_grid(
             *target, n_target=2, n_retain=2, exclude=exclude, within=within

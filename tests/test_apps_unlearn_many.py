@@ -94,6 +94,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ManyBench:
     return ManyBench(bench, counts=(1, 2), n_rescored=8)
 
 
+@pytest.mark.slow
 def test_every_condition_is_drawn_once_and_told(config: ManyBench) -> None:
     said: list[str] = []
     measured = bench_unlearn_many(config, said.append)

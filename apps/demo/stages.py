@@ -16,6 +16,7 @@ from apps.prompts import balanced
 from apps.runs import Run, site_name
 from apps.stages import Stages, file_hash, key_hash
 from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.unedited import unedited_images
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Demo:
             default.guidance if config.guidance is None else config.guidance,
             config.batch_size,
         )
-        self.grid = unlearning.scored_grid(config.n_seeds, objects=config.objects, styles=config.styles)
+        self.grid = prompt_grids.scored_grid(config.n_seeds, objects=config.objects, styles=config.styles)
         self.scored = set(self.grid.prompts)
         within = {"object": config.objects, "style": config.styles}
         self.within = {name: values for name, values in within.items() if values}
@@ -161,7 +162,7 @@ class Demo:
         multipliers = config.object_multipliers if factor == "object" else config.style_multipliers
         base = Setting(branch=config.branch, relative=config.relative)
         settings = unlearning.setting_grid(base, features, multipliers)
-        validation = unlearning.validation_grid(
+        validation = prompt_grids.validation_grid(
             factor,
             label,
             n_target=config.validation_target,
@@ -175,7 +176,7 @@ class Demo:
             "store": store.hashes,
             "target": [factor, label],
             "settings": [asdict(setting) for setting in settings],
-            "validation": unlearning.grid_record(validation),
+            "validation": prompt_grids.grid_record(validation),
             "shown": shown,
         }
 
@@ -212,14 +213,14 @@ class Demo:
     def shown(self) -> list[int]:
         """Rows of the grid that the report shows, the same for both targets."""
         config, n = self.config, self.config.n_shown
-        rows = unlearning.shown_rows(self.grid, "object", config.object, n)
-        rows += unlearning.shown_rows(self.grid, "style", config.style, n)
+        rows = prompt_grids.shown_rows(self.grid, "object", config.object, n)
+        rows += prompt_grids.shown_rows(self.grid, "style", config.style, n)
         return sorted(set(rows))
 
     def _unlearn_key(self) -> dict[str, Any]:
         return {
             "model": self.model["weights_hash"],
-            "grid": unlearning.grid_record(self.grid),
+            "grid": prompt_grids.grid_record(self.grid),
             "sampling": asdict(self.sampling),
         }
 

@@ -28,7 +28,8 @@ from apps.unlearncanvas.protocol import (
     caption,
     paraphrase,
 )
-from apps.unlearning.edits import VALIDATION_SEED, Sampling
+from apps.unlearning.edits import Sampling
+from apps.unlearning.prompt_grids import VALIDATION_SEED
 
 if TYPE_CHECKING:
     import torch

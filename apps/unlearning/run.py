@@ -13,6 +13,7 @@ from apps.errors import InvalidOption
 from apps.progress import bar
 from apps.stages import Stages, file_hash
 from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.config import Candidate, Features
 from apps.unlearning.edits import setting_grid, setting_text
 from apps.unlearning.methods import Edits, Learned, method, with_dictionary
@@ -43,7 +44,7 @@ def unlearn_targets(
     # The store may hold fewer steps than its generations had.
     sampling = unlearning.Sampling(int(store.plan["steps"]), float(store.plan["guidance"]), options.batch_size)
     learned, dictionary_hash = learned_of(options, target_run, store, pipe, sampling.steps)
-    grid = unlearning.scored_grid(options.seeds)
+    grid = prompt_grids.scored_grid(options.seeds)
     seen = set(grid.prompts) | set(store.samples.column("prompt").to_pylist())
     with bar("unedited") as progress:
         before = unedited_images(target_run, pipe, grid, sampling, progress=progress)
@@ -56,7 +57,7 @@ def unlearn_targets(
             "method": options.method,
             "dictionary": dictionary_hash,
             "store": store.hashes,
-            "grid": unlearning.grid_record(grid),
+            "grid": prompt_grids.grid_record(grid),
             "settings": {name: asdict(setting) for name, setting in settings.items()},
             "sampling": asdict(sampling),
             "target": [factor, label],
@@ -73,11 +74,11 @@ def unlearn_targets(
                     pipe=pipe,
                     judge=judge,
                     sampling=sampling,
-                    validation=unlearning.validation_grid(factor, label, n_target=12, n_retain=36, exclude=seen),
+                    validation=prompt_grids.validation_grid(factor, label, n_target=12, n_retain=36, exclude=seen),
                     progress=progress,
                 )
             with bar(f"without {label}") as progress:
-                shown = unlearning.shown_rows(grid, factor, label, 10)
+                shown = prompt_grids.shown_rows(grid, factor, label, 10)
                 return unlearning.run_edit(
                     target_run, edit, pipe, judge, grid, before, sampling, shown=shown, progress=progress
                 )

@@ -21,7 +21,7 @@ from apps.locks import only_command
 from apps.measurement import Measurement, write_json
 from apps.progress import bar
 from apps.stages import Say
-from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.methods import method
 
 Records = dict[tuple[str, str, str], dict[str, Any]]
@@ -87,7 +87,7 @@ def _bench_unlearn(bench: Bench, say: Say, workers: int) -> Measurement:
         records |= run("score", [_CONTROL])
     attacked = run("attack", config.methods) if config.attacks else {}
     audited = run("audit", config.methods) if config.audit else {}
-    for factor in unlearning.DOMAINS:  # one picture for each factor, of its first target
+    for factor in prompt_grids.DOMAINS:  # one picture for each factor, of its first target
         label = next((target[1] for target in config.targets if target[0] == factor), None)
         if label is not None:
             save_png(config.work / f"{factor}.png", target_sheet(bench, records, factor, label))

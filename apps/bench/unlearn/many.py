@@ -35,7 +35,7 @@ from apps.locks import only_command
 from apps.measurement import Interval, Measurement, bootstrap_mean
 from apps.progress import bar, percent, table
 from apps.stages import Say, Stages
-from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.methods import Edits, method
 from apps.unlearning.unedited import unedited_images
 
@@ -174,7 +174,7 @@ class _Many:
         settings = self.bench.config.settings(method(METHOD), factor, labels[0])
         by_name = {setting.name: setting for setting in settings}
         grid = self.validation(factor, labels)
-        key = self._key(factor, labels) | {"validation": unlearning.grid_record(grid)}
+        key = self._key(factor, labels) | {"validation": prompt_grids.grid_record(grid)}
         key |= {"settings": [asdict(setting) for setting in settings]}
 
         def work() -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Many:
             with bar(f"choose a setting for {len(labels)}") as progress:
                 for number, (name, setting) in enumerate(by_name.items()):
                     edits = self.sets.joint(factor, labels, setting)
-                    judged = Predictions.of(self.bench.world.judge(self._draw(grid, edits)), unlearning.DOMAINS)
+                    judged = Predictions.of(self.bench.world.judge(self._draw(grid, edits)), prompt_grids.DOMAINS)
                     scores = score(
                         factor, labels, grid.labels, judged, cross=_other(factor), prompts=grid.prompts,
                         seeds=grid.seeds, n_boot=0,
@@ -228,7 +228,7 @@ class _Many:
         from probe.unlearning.evaluate import pixel_change
 
         mode = self.done_as(mode, len(labels))
-        key = self._key(factor, labels) | {"mode": mode, "test": unlearning.grid_record(self.test)}
+        key = self._key(factor, labels) | {"mode": mode, "test": prompt_grids.grid_record(self.test)}
         if mode != "no_edit":
             key["setting"] = asdict(self.setting(factor))
         if mode == "sequential":
@@ -241,7 +241,7 @@ class _Many:
             images = before if mode == "no_edit" else self._draw(self.test, self.edits(mode, factor, labels))
             for i, path in shown.items():
                 save_png(path, images[i])
-            judged = Predictions.of(self.bench.world.judge(images), unlearning.DOMAINS)
+            judged = Predictions.of(self.bench.world.judge(images), prompt_grids.DOMAINS)
             return {
                 "judged": {name: list(values) for name, values in judged.labels.items()},
                 "artifact": judged.artifact.tolist(),
@@ -330,7 +330,7 @@ def shown_instead(labels: Sequence[str], prompted: Sequence[str], judged: Sequen
 
 
 def _other(factor: str) -> str:
-    return unlearning.DOMAINS[1 - unlearning.DOMAINS.index(factor)]
+    return prompt_grids.DOMAINS[1 - prompt_grids.DOMAINS.index(factor)]
 
 
 def many_table(rows: Sequence[Mapping[str, Any]]) -> str:

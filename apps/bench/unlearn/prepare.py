@@ -20,7 +20,7 @@ from apps.progress import bar
 from apps.runs import Run
 from apps.stages import file_hash
 from apps.unlearning import config as unlearn_config
-from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.methods import KINDS, METHODS, Edits, Learned, Method, method
 from apps.unlearning.place import Place
 from apps.unlearning.text_dictionary import caption_variants, text_dictionary
@@ -307,6 +307,6 @@ def _train(bench: Bench, store: ActivationStore, name: str) -> None:
         else:
             train(store, config, folder, progress=lambda at: progress(at.batch, at.n_batches))
     out = bench.scores_folder(name)
-    if not all((out / factor / "scores.json").is_file() for factor in unlearning.DOMAINS):
-        for factor, scores in score_concepts(load_sae(folder), store, list(unlearning.DOMAINS)).items():
+    if not all((out / factor / "scores.json").is_file() for factor in prompt_grids.DOMAINS):
+        for factor, scores in score_concepts(load_sae(folder), store, list(prompt_grids.DOMAINS)).items():
             scores.save(out / factor)

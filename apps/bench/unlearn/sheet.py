@@ -11,7 +11,7 @@ from apps.bench.unlearn.prepare import Bench
 from apps.bench.unlearn.target import spread_rows
 from apps.bench.unlearn.world import rows_for
 from apps.images import labelled_grid, read_image
-from apps.unlearning.edits import DOMAINS
+from apps.unlearning.prompt_grids import DOMAINS
 
 _N_COLUMNS, _SIDE = 8, 96
 

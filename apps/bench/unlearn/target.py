@@ -17,6 +17,7 @@ from apps.bench.unlearn.world import rows_for
 from apps.images import save_png
 from apps.stages import Stages, key_hash
 from apps.unlearning import edits as unlearning
+from apps.unlearning import prompt_grids
 from apps.unlearning.methods import Edits, method
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
         "settings": [asdict(setting) for setting in settings],
         "dictionaries": {used: bench.weights_hash(used) for used in used},
         "store": bench.learned.recorded.hashes if learns else None,
-        "validation": unlearning.grid_record(_validation(bench, factor, label)),
-        "test": unlearning.grid_record(_test(bench, factor, label)),
-        "compared": unlearning.grid_record(bench.world.test.select(bench.compared.other)),
+        "validation": prompt_grids.grid_record(_validation(bench, factor, label)),
+        "test": prompt_grids.grid_record(_test(bench, factor, label)),
+        "compared": prompt_grids.grid_record(bench.world.test.select(bench.compared.other)),
         "sampling": asdict(bench.world.sampling),
     }
     if name == "random_direction":
@@ -107,7 +108,7 @@ def _score(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
         about = {"method": name, "target": [factor, label], "setting": chosen}
         Recipe.of(bench.pipe, edits, about).save(folder)
     _show(bench, name, factor, label, grid, images)
-    judged = Predictions.of(bench.world.judge(images), unlearning.DOMAINS)
+    judged = Predictions.of(bench.world.judge(images), prompt_grids.DOMAINS)
     return {
         "method": name,
         "factor": factor,
@@ -130,39 +131,36 @@ def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edit
     every setting is refused, nothing is edited.
     """
     from probe.errors import InvalidRequest
+    from probe.unlearning import search
 
-    m = method(name)
+    m, sampling = method(name), asdict(bench.world.sampling)
     settings = bench.config.settings(m, factor, label)
-    grid = _validation(bench, factor, label)
-    tried, refused, edits = [], [], {}
+    fitted: dict[str, Edits] = {}
+    seconds, refused = {}, []
     for setting in settings:
         start = time.perf_counter()
-        row: dict[str, Any] = {"setting": setting.name}
         try:
-            edits[setting.name] = m.fit(bench.learned, factor, label, setting)
+            fitted[setting.name] = m.fit(bench.learned, factor, label, setting)
         except InvalidRequest as error:  # a setting may not suit a concept: no feature of its own, for example
-            refused.append(row | {"refused": str(error)})
-            continue
-        row["fit_seconds"] = time.perf_counter() - start
-        if len(settings) > 1 or m.kind == "sae":
-            row |= _validated(bench, grid, factor, label, edits[setting.name])
-        tried.append(row)
-    if not tried:
-        edits[REFUSED] = ()
-        tried.append({"setting": REFUSED} | _validated(bench, grid, factor, label, ()))
-    tried.sort(key=lambda row: -row.get("objective", 0.0))  # stable: equal ones stay in the order given
-    best = tried[0]["setting"]
-    return best, edits[best], tried + refused
-
-
-def _validated(bench: Bench, grid: PromptGrid, factor: str, label: str, edits: Edits) -> dict[str, float]:
-    """The objective of an edit on validation images, and its parts."""
-    from probe.unlearning import Predictions, balanced
-
-    judged = Predictions.of(bench.world.judge(_generate(bench, grid, edits)), unlearning.DOMAINS)
-    record = {"factor": factor, "label": label, "judged": judged.labels, "artifact": judged.artifact}
-    scores = unlearning.score_record(grid, record, n_boot=0)
-    return {"objective": balanced(scores)} | {score: scores[score].value for score in VALIDATED}
+            refused.append({"setting": setting.name, "refused": str(error)})
+        else:
+            seconds[setting.name] = {"fit_seconds": time.perf_counter() - start}
+    if not fitted:
+        fitted[REFUSED] = ()
+    elif len(settings) == 1 and m.kind != "sae":
+        (only,) = fitted
+        return only, fitted[only], [{"setting": only} | seconds[only]]
+    found = search(
+        bench.pipe, bench.world.judge, _validation(bench, factor, label), (factor, label), fitted,
+        domains=prompt_grids.DOMAINS, **sampling,
+    )  # fmt: skip
+    tried = [
+        {"setting": one.name, **seconds.get(one.name, {}), "objective": one.objective}
+        | {score: one.scores[score].value for score in VALIDATED}
+        for one in found
+    ]
+    best = found[0].name
+    return best, fitted[best], tried + refused
 
 
 def _generate(bench: Bench, grid: PromptGrid, edits: Edits, progress: Any = None) -> np.ndarray:
@@ -228,7 +226,7 @@ def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     test, judge = bench.world.test, bench.world.judge
     asked = test.select(spread_rows(test, factor, label, bench.config.attack_images))
     task = bench.world.attack_task(bench.pipe, edits, factor, label, asked)
-    before = Predictions.of(judge(task.draw(task.prompts)), unlearning.DOMAINS)
+    before = Predictions.of(judge(task.draw(task.prompts)), prompt_grids.DOMAINS)
     found: dict[str, Any] = {UNATTACKED: _attacked(before, factor, label)}
     for attack in bench.config.attacks:
         try:
@@ -236,7 +234,7 @@ def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
         except (InvalidRequest, UnsupportedPipeline) as error:  # no gradient passes through some edits
             found[attack] = {"refused": str(error)}
             continue
-        judged = Predictions.of(judge(result.images), unlearning.DOMAINS)
+        judged = Predictions.of(judge(result.images), prompt_grids.DOMAINS)
         spent = {"evaluations": result.evaluations, "seconds": result.seconds, "detail": dict(result.detail)}
         found[attack] = _attacked(judged, factor, label) | spent
     return {"method": name, "factor": factor, "label": label, "attacks": found}

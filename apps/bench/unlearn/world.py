@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from apps.prompts import LabelledPrompts, balanced
-from apps.unlearning.edits import DOMAINS, Sampling, scored_grid, validation_grid
+from apps.unlearning.edits import Sampling
+from apps.unlearning.prompt_grids import DOMAINS, scored_grid, validation_grid
 
 if TYPE_CHECKING:
     from probe.interventions import Intervention
