@@ -15,7 +15,6 @@ One stage a finder; what is done in the work folder is not done again.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apps.bench.directions_data import Drawing, Relabelled, collect_rows, open_part, prompts_of, readings_of, seeds_of
 from apps.bench.directions_entrants import entrants
 from apps.bench.directions_scores import Outcome, Readings, Row, best_reader, effect_row, reading_row
-from apps.bench.directions_world import Concept, Entrant, Found, World
+from apps.bench.directions_world import CONCEPTS, Concept, Entrant, Found, World
 from apps.directions.cost import counted
 from apps.errors import InvalidOption
 from apps.measurement import Measurement
@@ -34,12 +34,9 @@ from apps.runs import site_name
 from apps.stages import Say, Stages
 
 if TYPE_CHECKING:
-    from activations_store import ActivationStore
     from probe.canvas import Judge
-    from probe.interventions import Intervention
     from probe.model.pipeline import Pipeline
 
-CONCEPTS: tuple[Concept, ...] = (("object", "star"), ("style", "mosaic"), ("colour", "red"), ("background", "dark"))
 FINDERS = tuple(entrants())
 
 
@@ -90,18 +87,18 @@ def bench_directions(
     stages = Stages(run, say, n_stages=2 + len(config.finders))
     shared = {name: value for name, value in asdict(config).items() if name != "finders"}
     stages.do("stores", f"{config.train + config.test} renders, rows of {config.site}", shared,
-              lambda: _collect(pipe, config, work))  # fmt: skip
-    train, test = (_open(work / part) for part in ("train", "test"))
+              lambda: collect_rows(pipe, config, work))  # fmt: skip
+    train, test = (open_part(work / part) for part in ("train", "test"))
     site = train.sites[0]
-    readings = _readings(train, site), _readings(test, site)
+    readings = readings_of(train, site), readings_of(test, site)
     model = PipelineEps(pipe)
-    prompts = _prompts(config)
+    prompts = prompts_of(config)
     samples = self_generated(model, prompts, [900 + i for i in range(len(prompts))], steps=config.steps)
     world = World(
-        model, train, site, np.sqrt((readings[0].rows ** 2).sum(2).mean(1)), prompts, _seeds(config), config.steps,
+        model, train, site, np.sqrt((readings[0].rows ** 2).sum(2).mean(1)), prompts, seeds_of(config), config.steps,
         config.k, config.iterations, samples, config.seed,
     )  # fmt: skip
-    drawn = _Drawing(pipe, judge, prompts, world.seeds, config.steps)
+    drawn = Drawing(pipe, judge, prompts, world.seeds, config.steps)
     stages.do("plain", f"{config.prompts} images without an edit", shared, lambda: {"agreement": drawn.agreement()})
 
     def measured(entrant: Entrant) -> list[Row]:
@@ -148,7 +145,7 @@ def _measure(
     entrant: Entrant,
     world: World,
     readings: tuple[Readings, Readings],
-    drawn: _Drawing,
+    drawn: Drawing,
     config: DirectionsConfig,
     progress: Any,
 ) -> list[Row]:
@@ -234,119 +231,13 @@ def _shuffled(
     for i in range(config.shuffles):
         train, test = (part.shuffled(config.seed + 100 * i + 1) for part in readings)
         if entrant.rows_only:
-            relabelled: Any = _Relabelled(world.store, train.labels)
+            relabelled: Any = Relabelled(world.store, train.labels)
             again, component, sign = entrant.find(replace(world, store=relabelled), concept), 0, 1.0
         else:
             again, (component, sign) = found, best_reader(train, _vectors(found, world), *concept)
         vectors = _vectors(again, world)[:, component] * sign
         discoveries.append(reading_row(test, vectors, *concept)["p"] < 0.05)
     return discoveries
-
-
-class _Relabelled:
-    """A store whose samples have other labels."""
-
-    def __init__(self, store: ActivationStore, labels: Mapping[str, np.ndarray]) -> None:
-        self._store, self._labels = store, labels
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def labels(self, factor: str) -> np.ndarray:
-        """One value a sample."""
-        return self._labels[factor]
-
-
-class _Drawing:
-    """Draws the prompts with an edit and asks the judge."""
-
-    def __init__(self, pipe: Pipeline, judge: Judge, prompts: Sequence[str], seeds: range, steps: int) -> None:
-        self._pipe, self._judge, self._prompts, self._seeds, self._steps = pipe, judge, list(prompts), seeds, steps
-        self.plain = self.outcome([()])
-
-    def outcome(self, edits: Sequence[Sequence[Intervention]]) -> Outcome:
-        """What the judge sees under one edit for all prompts, or an edit for each."""
-        from probe.model import generate
-
-        n = len(self._prompts) // len(edits)
-        images = [
-            generate(
-                self._pipe, self._prompts[i * n : (i + 1) * n], self._seeds[i * n : (i + 1) * n], steps=self._steps,
-                interventions=edit,
-            )
-            for i, edit in enumerate(edits)
-        ]  # fmt: skip
-        return Outcome.of(self._judge(np.concatenate(images)), CONCEPTS)
-
-    def agreement(self) -> dict[str, float]:
-        """Share of the prompts whose factor the judge sees in the images without an edit."""
-        from probe.canvas import parse_caption
-
-        asked = [parse_caption(prompt) for prompt in self._prompts]
-        return {f: float(np.mean([a[f] == b for a, b in zip(asked, seen, strict=True)]))
-                for f, seen in self.plain.labels.items()}  # fmt: skip
-
-
-def _prompts(config: DirectionsConfig) -> tuple[str, ...]:
-    """Captions that show none of the concepts."""
-    from apps.prompts import balanced
-    from probe.canvas import FACTORS
-
-    within = {factor: [v for v in FACTORS[factor] if v != value] for factor, value in CONCEPTS}
-    return balanced(config.prompts, seed=config.seed + 3, within=within).prompts
-
-
-def _seeds(config: DirectionsConfig) -> range:
-    return range(7_000_000, 7_000_000 + config.prompts)
-
-
-def _collect(pipe: Pipeline, config: DirectionsConfig, work: Path) -> Row:
-    """Renders and the stores of both parts; a part that was stopped goes on."""
-    from PIL import Image
-
-    from probe.canvas import FACTORS, render_batch
-    from probe.capture import ImagePlan, collect, read_images
-    from probe.model import schedule
-
-    levels = schedule(pipe, config.steps)[1]
-    at = np.unique(np.linspace(1, len(levels) - 2, config.levels).round().astype(int))  # few steps have few levels
-    first = 0
-    for part, n in (("train", config.train), ("test", config.test)):
-        folder = work / part / "renders"
-        folder.mkdir(parents=True, exist_ok=True)
-        batch = render_batch(range(first, first + n), split="train", seed=2_000 + config.seed)
-        with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file_name", "prompt", *FACTORS])
-            for i, (image, text, scene) in enumerate(zip(batch.images, batch.captions, batch.scenes, strict=True)):
-                Image.fromarray(image).save(folder / f"{i:06d}.png")
-                writer.writerow([f"{i:06d}.png", text, *(getattr(scene, factor) for factor in FACTORS)])
-        plan = ImagePlan.for_pipeline(
-            pipe, [config.site], read_images(folder), [levels[i] for i in at], first_seed=first, branches=("cond",),
-            tokens=config.tokens, images=False,
-        )  # fmt: skip
-        with bar(f"collect {part}") as progress:
-            collect(pipe, plan, work / part / "store", progress=progress)
-        first += n
-    return {"log_snr": [levels[i] for i in at]}
-
-
-def _open(folder: Path) -> ActivationStore:
-    from activations_store import ActivationStore
-
-    return ActivationStore.open(folder / "store")
-
-
-def _readings(store: ActivationStore, site: str) -> Readings:
-    """Rows of a site, the mean over the stored cells of each sample."""
-    from probe.canvas import FACTORS
-    from probe.directions.rows import SiteRows
-
-    rows = SiteRows(store, site, "cond", "mean")
-    return Readings(
-        np.stack([rows.gather(step)[1] for step in rows.chosen]).astype(np.float64),
-        {factor: store.labels(factor)[rows.samples] for factor in FACTORS},
-    )
 
 
 def _vectors(found: Found, world: World) -> np.ndarray:

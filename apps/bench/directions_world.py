@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probe.model import PipelineEps
 
 Concept = tuple[str, str]
+CONCEPTS: tuple[Concept, ...] = (("object", "star"), ("style", "mosaic"), ("colour", "red"), ("background", "dark"))
 Edit = Callable[[int, float], Sequence["Intervention"]]
 
 
