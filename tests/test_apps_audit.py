@@ -20,6 +20,7 @@ def recipe(tmp_path_factory):
     return Recipe.of(pipe, negative_prompt(pipe, "a star")).save(tmp_path_factory.mktemp("recipes") / "object-star")
 
 
+@pytest.mark.slow
 def test_an_audit_from_the_command_line(recipe, tmp_path, capsys):
     out = tmp_path / "audit.json"
     small = ["--prompts", "5", "--images", "2", "--steps", "2", "--sites", "mid_block"]
@@ -41,6 +42,7 @@ def test_an_audit_from_the_command_line(recipe, tmp_path, capsys):
     assert main(arguments) == 2 and "--force" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_recipes_say_what_they_unlearn_and_share_a_file(tmp_path, capsys):
     from probe.interventions import Recipe
     from probe.model import load_pipeline

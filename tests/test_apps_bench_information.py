@@ -80,6 +80,7 @@ def test_pairs_name_every_text_once_and_end_in_the_text_of_both():
     assert all(len(set(texts)) >= 3 for texts in said.values())
 
 
+@pytest.mark.slow
 def test_a_small_run_and_its_second_time(tmp_path: Path):
     model = PipelineEps(load_pipeline("canvas"))
     lines: list[str] = []

@@ -242,6 +242,7 @@ class TestBenchmark:
         assert type(pipe.scheduler).__name__ == "DDIMScheduler"
         assert pipe.scheduler.config["beta_end"] == 0.012
 
+    @pytest.mark.slow
     def test_feature_edits_and_weights_are_scored(
         self, model: Path, classifiers: Path, data: Path, tmp_path: Path
     ) -> None:

@@ -45,6 +45,7 @@ def test_weights_fit_in_the_repository() -> None:
     assert not [p for p in files if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
 
 
+@pytest.mark.slow
 def test_draws_what_it_is_asked_for(pipe: StableDiffusionPipeline) -> None:
     rng = np.random.default_rng(5)
     names = [{f: str(rng.choice(values)) for f, values in FACTORS.items()} for _ in range(48)]

@@ -139,6 +139,7 @@ def test_images_are_explained_by_their_word_unless_the_word_means_something_else
         classify_images(replace(task, captions=["a fish"] * 4), words)
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_filter_finds_the_concept_inside(canvas):
     """A negative prompt changes nothing of the conditional branch at the first step, nor of what images mean."""
     small = {"n": 10, "n_train": 6, "n_images": 4, "n_words": 3, "steps": 3, "sites": ("mid_block",), "n_null": 3}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -356,12 +355,14 @@ def test_killed_collection_resumes_to_the_same_bytes(tiny_folder, tmp_path):
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 120
-    while not (out / "ready").exists():
-        assert child.poll() is None, child.communicate()[1].decode()
-        assert time.monotonic() < deadline, "the collection did not get to the third shard"
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    try:
+        while not (out / "ready").exists():
+            assert child.poll() is None, child.communicate(timeout=10)[1].decode()
+            assert time.monotonic() < deadline, "the collection did not get to the third shard"
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.communicate(timeout=60)
     (out / "ready").unlink()
     (out / "images" / f".000040.png.{fileio.HOST_TAG}-1-0.tmp").write_bytes(b"half an image")
 

@@ -83,13 +83,17 @@ def test_killed_anywhere(tiny_folder: Path, tmp_path: Path) -> None:
             assert child.stdout is not None
             return int(child.stdout.readline())
 
-        for k in CALLS:
-            assert run(out, k) == -9
-            killed_at.add(log.read_text())
-            if (out / "store.json").exists():
-                assert not [p for p in ActivationStore.open(out).verify() if p.is_damage]
-        assert len(killed_at) >= 3  # of pictures, renames, writes and opened files
-        assert run(out, 0) == 0
-        assert child.stdin is not None
-        child.stdin.close()
+        try:
+            for k in CALLS:
+                assert run(out, k) == -9
+                killed_at.add(log.read_text())
+                if (out / "store.json").exists():
+                    assert not [p for p in ActivationStore.open(out).verify() if p.is_damage]
+            assert len(killed_at) >= 3  # of pictures, renames, writes and opened files
+            assert run(out, 0) == 0
+            assert child.stdin is not None
+            child.stdin.close()
+        except BaseException:
+            child.kill()  # or leaving the block would wait for it
+            raise
     assert tree_hashes(out) == whole

@@ -21,6 +21,7 @@ FILE = Path(__file__).with_name("sae_kernels_run.py")
 QUICK: dict[str, Any] = {"site": SITE, "d_sae": 48, "k": 4, "batch_size": 256, "pool_rows": 2048, "init_rows": 2048}
 
 
+@pytest.mark.slow
 def test_triton_equals_pytorch() -> None:
     """In a process of its own: in the interpreter, or on the GPU that there is."""
     pytest.importorskip("triton")

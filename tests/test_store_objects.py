@@ -54,7 +54,7 @@ def endpoint() -> Iterator[str]:
         }.items():
             patch.setenv(name, value)
         request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-        urllib.request.urlopen(request).close()
+        urllib.request.urlopen(request, timeout=30).close()
         yield f"http://{host}:{port}"
     server.stop()
 
