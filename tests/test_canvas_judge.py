@@ -1,10 +1,15 @@
 """The shipped judge on images it has never seen."""
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
 from probe.canvas import FACTORS, Judge, render_batch
+from probe.canvas.judge import Verdict
+from probe.canvas.render import Batch
 from probe.canvas.train.wrecks import PIXEL_WRECKS, blends
 from probe.canvas.world import Split
 
@@ -16,11 +21,22 @@ def judge() -> Judge:
     return Judge.load()
 
 
+@pytest.fixture(scope="module")
+def fresh(judge: Judge) -> Callable[[Split], tuple[Batch, Verdict]]:
+    """1,000 new renders of a split and what the judge says of them; each split is drawn once."""
+
+    @cache
+    def read(split: Split) -> tuple[Batch, Verdict]:
+        batch = render_batch(range(1000), split=split, seed=FRESH_SEED)
+        return batch, judge(batch.images)
+
+    return read
+
+
 # A sixth of the held-out images are watercolor keys, whose washed edge is nearest to a sketch.
 @pytest.mark.parametrize(("split", "floor"), [("all", 0.99), ("held_out", 0.98)])
-def test_reads_held_out_renders(judge: Judge, split: Split, floor: float) -> None:
-    batch = render_batch(range(1000), split=split, seed=FRESH_SEED)
-    verdict = judge(batch.images)
+def test_reads_held_out_renders(fresh: Callable[..., tuple[Batch, Verdict]], split: Split, floor: float) -> None:
+    batch, verdict = fresh(split)
     for i, (factor, names) in enumerate(FACTORS.items()):
         accuracy = np.mean(verdict.labels(factor) == np.asarray(names)[batch.labels[:, i]])
         assert accuracy >= floor, f"{factor}: {accuracy:.3f}"
@@ -37,9 +53,8 @@ def test_calls_wrecks_artifacts(judge: Judge, kind) -> None:
     assert judge(wrecked).is_artifact.mean() >= (0.85 if kind is blends else 0.9)
 
 
-def test_probabilities_are_calibrated(judge: Judge) -> None:
-    batch = render_batch(range(1000), split="all", seed=FRESH_SEED + 1)
-    verdict = judge(batch.images)
+def test_probabilities_are_calibrated(fresh: Callable[..., tuple[Batch, Verdict]]) -> None:
+    batch, verdict = fresh("all")
     for i, factor in enumerate(FACTORS):
         probs = verdict.probs[factor]
         np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)

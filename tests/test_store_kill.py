@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from store_faults import kill_and_resume
 
-KILLS = {"plain": 10, "zstd": 5, "ragged": 5}
+KILLS = {"plain": 5, "zstd": 5, "ragged": 5}
 
 
 @pytest.mark.slow
