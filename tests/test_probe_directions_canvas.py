@@ -156,6 +156,7 @@ def test_pullback_directions_feed_interventions(canvas, point, plain):
     assert np.abs(draw(canvas, [edit]).astype(int)[0] - plain[0]).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_a_local_edit_changes_its_part_of_the_image(canvas, point, plain):
     model, where = point
     mask = torch.zeros(16, 16)
