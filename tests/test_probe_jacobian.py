@@ -102,9 +102,10 @@ def test_v20_products_match_central_differences(network, source, target):
     torch.testing.assert_close((op.vjp(u) * v).sum(1), (op.jvp(v) * u).sum(1))  # <J^T u, v> = <u, J v>
 
 
-def test_v20_in_float32(tiny_pipe):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_v20_in_float32(tiny_pipe, seed):
     model = PipelineEps(tiny_pipe)
-    z, v = normal(0, 1, *model.sample_shape, dtype=torch.float32), normal(1, 1, 256, dtype=torch.float32)
+    z, v = normal(seed, 1, *model.sample_shape, dtype=torch.float32), normal(seed + 3, 1, 256, dtype=torch.float32)
     op = jacobian(model, Point(z, 0.5, "a red star"), X_T, EPS, batch=1)
     with torch.no_grad():
         up, down = (model.eps(z + h * v.reshape(z.shape), 0.5, "a red star") for h in (1e-2, -1e-2))
@@ -228,6 +229,18 @@ def test_a_trajectory_holds_the_denoisers_inputs(tiny_pipe):
     assert points[1].record() != points[2].record()
     x0 = x0_hat(model, points[2].z, points[2].log_snr, "a red star")
     torch.testing.assert_close(jacobian(model, points[2], batch=3).value, x0, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_added_to_a_prompt_is_not_kept_as_the_prompt(tiny_pipe):
+    """Also where the model meets the prompts for the first time while something is added."""
+    new, known = PipelineEps(tiny_pipe), PipelineEps(tiny_pipe)
+    z, d, prompts = normal(0, 2, *new.sample_shape).float(), normal(1, 2, 1, 16).float(), ["a red star", "a blue moon"]
+    plain, moved = known.eps(z, 0.5, prompts), []
+    for model in (new, known):
+        with added(model, site_of(model, "unet:prompt"), d):
+            moved.append(model.eps(z, 0.5, prompts))
+        assert torch.equal(model.eps(z, 0.5, prompts), plain)
+    assert torch.equal(*moved) and not torch.equal(moved[0], plain)
 
 
 def test_impossible_places_and_points(tiny_pipe):

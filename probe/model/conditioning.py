@@ -65,7 +65,8 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
     def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _BeforeFirstCall(dict(signature.bind_partial(*args, **kwargs).arguments))
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    # First of all hooks: what somebody adds to the prompt meanwhile is no part of the pipeline's call.
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     call: dict[str, Any] = {}
     try:
         with no_progress_bar(pipe):
