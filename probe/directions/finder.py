@@ -171,15 +171,15 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
     return a, float(np.sqrt(max(variance, 0.0)))
 
 
-def class_moments(rows: SiteRows, step: int, samples: np.ndarray) -> tuple[int, np.ndarray]:
-    """(number, mean (width,) float64) of the rows of some samples, in one pass."""
+def class_mean(rows: SiteRows, step: int, samples: np.ndarray) -> np.ndarray:
+    """Mean (width,) float64 of the rows of some samples, in one pass."""
     n, total = 0, np.zeros(rows.width)
     for _, block in rows.blocks(step, samples):
         n += len(block)
         total += block.sum(0, dtype=np.float64)
     if n == 0:
         raise InvalidDirection(f"rows: step {step} of {rows.site} has no finite row in a class.")
-    return n, total / n
+    return total / n
 
 
 def _by_sample(samples: np.ndarray, products: np.ndarray) -> np.ndarray:

@@ -42,10 +42,7 @@ class LDA(ContrastFinder):
             raise InvalidDirection(
                 f"LDA: shrinkage {self.shrinkage} (0 to 1), rows of {rows.width} numbers (at most {self.max_side})."
             )
-        classes = [Moments(rows.width), Moments(rows.width)]
-        for moments, samples in zip(classes, (positive, negative), strict=True):
-            for _, block in rows.blocks(step, samples):
-                moments.add(block)
+        classes = [Moments.of(rows, step, samples) for samples in (positive, negative)]
         within = (classes[0].scatter + classes[1].scatter) / max(1, classes[0].n + classes[1].n - 2)
         middle = np.trace(within) / rows.width
         within = (1.0 - self.shrinkage) * within + self.shrinkage * middle * np.eye(rows.width)

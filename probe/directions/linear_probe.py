@@ -96,10 +96,7 @@ class RidgeProbe(ContrastFinder):
             raise InvalidDirection(
                 f"RidgeProbe: penalty {self.penalty} (>= 0), rows of {rows.width} numbers (at most {self.max_side})."
             )
-        classes = [Moments(rows.width), Moments(rows.width)]
-        for moments, samples in zip(classes, (positive, negative), strict=True):
-            for _, block in rows.blocks(step, samples):
-                moments.add(block)
+        classes = [Moments.of(rows, step, samples) for samples in (positive, negative)]
         # Moments of all rows with weight 1/2 for each class: y has mean 0, and its covariance with x is half the gap.
         gap = classes[0].mean - classes[1].mean
         within = sum((m.scatter / max(1, m.n) for m in classes), np.zeros((rows.width, rows.width))) / 2

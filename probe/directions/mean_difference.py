@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probe.directions.finder import ContrastFinder, class_moments
+from probe.directions.finder import ContrastFinder, class_mean
 from probe.directions.rows import SiteRows
 
 
@@ -33,4 +33,4 @@ class MeanDifference(ContrastFinder):
     """
 
     def _vector(self, rows: SiteRows, step: int, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        return class_moments(rows, step, positive)[1] - class_moments(rows, step, negative)[1]
+        return class_mean(rows, step, positive) - class_mean(rows, step, negative)

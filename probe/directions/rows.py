@@ -176,6 +176,14 @@ class Moments:
     def __init__(self, width: int) -> None:
         self.n, self.mean, self.scatter = 0, np.zeros(width), np.zeros((width, width))
 
+    @classmethod
+    def of(cls, rows: SiteRows, step: int, samples: np.ndarray) -> Moments:
+        """Those of the rows of some samples, in one pass."""
+        found = cls(rows.width)
+        for _, block in rows.blocks(step, samples):
+            found.add(block)
+        return found
+
     def add(self, rows: np.ndarray) -> None:
         """Count rows (m, width)."""
         if not len(rows):
