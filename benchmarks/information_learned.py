@@ -157,7 +157,6 @@ TASKS: dict[str, Task] = {
     "two pairs 3": Task(-math.log(1 - 0.8**2), two_pairs(3)),
     "two pairs 5": Task(-math.log(1 - 0.8**2), two_pairs(5)),
     "spiral 3": Task(-math.log(1 - 0.8**2), spiral(two_pairs(3))),
-    "labels 4, none": Task(0.0, labelled([0.25] * 4, 0.0, 8), "label", 1500),
     "labels 4, apart": Task(1.06274, labelled([0.6, 0.2, 0.15, 0.05], 20.0, 8), "label", 1500),
     "labels 4, unequal": Task(0.5690, labelled([0.7, 0.2, 0.07, 0.03], 2.0, 8), "label", 1500),
     "labels 2, widths": Task(0.4221, labelled([0.5, 0.5], 0.0, 4, [1.0, 2.5]), "label", 1500),

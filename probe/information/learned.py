@@ -125,7 +125,9 @@ class LearnedInformation:
         self.kept_ = (kept_x, kept_y)
         if labels:
             most = torch.cat([held, rest])
-            models = train_label_denoisers(rows[most], both[:, most], self.training or LABELS, progress)
+            # The shares are those of all labels: of some, they would be too low for the others.
+            share = rows.mean(0)
+            models = train_label_denoisers(rows[most], both[:, most], share, self.training or LABELS, progress)
         else:
             kept = rows[held], both[:, held]
             models = train_denoisers(rows[rest], both[:, rest], kept, self.training or ROWS, progress)
@@ -178,7 +180,7 @@ def training_seconds(d: int, k: int, training: Training, *, labels: bool = False
     for settings in (replace(trial, steps=2), trial):  # the first calls are slow
         start = time.perf_counter()
         if labels:
-            train_label_denoisers(x, told, settings)
+            train_label_denoisers(x, told, x.mean(0), settings)
         else:
             train_denoisers(x, told, (x, told), settings)
     return (time.perf_counter() - start) * training.steps / trial.steps

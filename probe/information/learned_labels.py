@@ -66,20 +66,20 @@ class LabelDenoiser:
 def train_label_denoisers(
     labels: torch.Tensor,
     told: torch.Tensor,
+    share: torch.Tensor,
     training: Training,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[LabelDenoiser]:
     """Train classifiers of labels, told each of several sides.
 
     Args:
-        labels: (n, K) one-hot, in any order that has nothing to do with them; shares are theirs, each with half a
-            label more.
+        labels: (n, K) one-hot, in any order that has nothing to do with them.
         told: (m, n, k) float32, what each of m denoisers is told.
+        share: (K,) what is held probable with nothing told, above 0.
         training: sizes and lengths.
         progress: called with (done, total) steps, a hundred times.
     """
-    count = labels.sum(0) + 0.5
-    log_share = (count / count.sum()).double().log()
+    log_share = share.double().log()
     m, n, k = told.shape
     learns = torch.arange(n) % FOLDS != torch.arange(FOLDS)[:, None]  # (folds, n)
     rows = told.repeat_interleave(FOLDS, 0)

@@ -24,6 +24,7 @@ import torch
 
 from probe.errors import InvalidRequest
 from probe.information.columns import Column
+from probe.information.node_noise import node_noise
 from probe.information.nodes import Nodes
 from probe.information.suitable import check_pipeline
 from probe.model.eps_model import EpsModel, check_samples, noised
@@ -253,25 +254,6 @@ def grid_of(x: torch.Tensor) -> tuple[int, int] | None:
     return (x.shape[2], x.shape[3]) if x.ndim == 4 else None
 
 
-def noise_of(x: torch.Tensor, n_nodes: int, images: range, seed: int) -> torch.Tensor:
-    """(images, n_nodes, *sample_shape) unit noise of x's dtype, on the CPU; that of an image depends on its number."""
-    generator = torch.Generator()
-    shape = (n_nodes, *x.shape[1:])
-    noise = [torch.randn(shape, generator=generator.manual_seed(_mixed(seed, i)), dtype=x.dtype) for i in images]
-    return torch.stack(noise)
-
-
-def _mixed(seed: int, image: int) -> int:
-    """63 bits of seed and number, so that neighbouring seeds share no noise (SplitMix64; Steele et al. 2014)."""
-    state = seed
-    for step in (0, image):
-        state = (state * 0xD1342543DE82EF95 + step + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state >> 1
-
-
 @torch.no_grad()
 def _evaluate(
     model: EpsModel,
@@ -284,7 +266,7 @@ def _evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Errors and differences of some images at some nodes: (images, nodes, tokens, columns and pairs)."""
     n_nodes = part.stop - part.start
-    noise = noise_of(x, log_snr.shape[1], images, seed)[:, part].flatten(0, 1).to(x.device)
+    noise = node_noise(x, log_snr.shape[1], images, seed)[:, part].flatten(0, 1).to(x.device)
     clean = x[images.start : images.stop].repeat_interleave(n_nodes, 0)
     level = torch.from_numpy(log_snr[images.start : images.stop, part].reshape(-1))
     z = noised(clean, noise, level)
