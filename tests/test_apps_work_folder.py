@@ -20,6 +20,7 @@ from apps.images import read_image
 from apps.locks import HOLDER_FILE, only_command
 from apps.runs import Run
 from apps.unlearning.edits import Sampling
+from apps.unlearning.place import Place
 from apps.unlearning.unedited import unedited_images
 from probe.model import generate
 from probe.unlearning import PromptGrid
@@ -126,11 +127,12 @@ def test_an_interrupted_command_goes_on_after_its_last_batch(tiny_pipe, tmp_path
     assert told == [4, 5]
 
 
+@pytest.mark.slow
 def test_lists_of_targets_share_a_folder_and_no_stage_notices(tmp_path: Path) -> None:
     """Other targets need other test images; those of the first list stay, and what is done stays done."""
     small = {
         "objects": ("star", "moon"), "styles": ("flat", "neon"), "n_seeds": 3, "retain_seeds": 1,
-        "validation": (2, 2), "n_boot": 0, "n_recorded": 16,
+        "validation": (2, 2), "n_boot": 0, "n_recorded": 16, "place": Place(steps=3),
     }  # fmt: skip
     star, moon = (UnlearnBench(tmp_path, ("no_edit",), (("object", name),), **small) for name in ("star", "moon"))
     bench_unlearn(star, lambda line: None)
@@ -144,6 +146,6 @@ def test_lists_of_targets_share_a_folder_and_no_stage_notices(tmp_path: Path) ->
     assert stage.stat().st_mtime_ns == done
     assert all(path.stat().st_mtime_ns == before for path, before in pictures.items())
     asked = other.world.test.select(other.drawn)
-    alone = generate(other.pipe, asked.prompts, asked.seeds, steps=10, guidance=2.0)
+    alone = generate(other.pipe, asked.prompts, asked.seeds, steps=3, guidance=2.0)
     assert np.abs(other.baseline_images.astype(int) - alone).max() <= 1  # batches differ in their members
     assert read_image(next(iter(pictures))).shape == (64, 64, 3)
