@@ -240,6 +240,27 @@ def test_a_pipelines_own_steps_are_reproduced(tiny_pipe):
     assert (alone[0] - alone[1]).abs().max() > 1e-3
 
 
+def test_an_edited_prompt_is_not_kept_as_the_prompts_own(tiny_pipe):
+    model, z = PipelineEps(tiny_pipe), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    layer = tiny_pipe.text_encoder.encoder.layers[0]
+
+    def under(strength: float, prompt: str) -> torch.Tensor:
+        handle = layer.register_forward_hook(lambda module, args, out: out * strength)
+        try:
+            return model.eps(z, 0.0, prompt)
+        finally:
+            handle.remove()
+
+    for first in ("a red star", "a blue cup"):  # met plain first, and met edited first
+        values = [model.eps(z, 0.0, first)] if first == "a red star" else []
+        values += [under(-1.0, first), under(1.0, first), under(-1.0, first), model.eps(z, 0.0, first)]
+        plain, edited = values[-1], values[-2]
+        assert float((plain - edited).abs().max()) > 1e-4
+        torch.testing.assert_close(values[-3], plain)
+        torch.testing.assert_close(values[-4], edited)
+        torch.testing.assert_close(values[0], plain if first == "a red star" else edited)
+
+
 def test_a_pipeline_refuses_levels_that_it_does_not_know(tiny_pipe):
     model = PipelineEps(tiny_pipe)
     z = torch.zeros(1, *model.sample_shape)

@@ -54,7 +54,9 @@ class PipelineEps:
         self.pipe = pipe
         self.kind: Prediction = prediction_type(pipe.scheduler)
         self._calls: dict[Any, dict[str, Any]] = {}
-        first = self._capture(None)
+        first, arguments = self._capture(None)
+        if not self._text_is_hooked():
+            self._calls[None] = arguments
         self._module, self._sample = first.module, first.sample
         sample, time = first.arguments[first.sample], first.arguments["timestep"]
         self._packing = first.packing
@@ -138,14 +140,24 @@ class PipelineEps:
 
     def _arguments(self, cond: Cond, n: int) -> dict[str, Any]:
         wanted = conditions(cond, n)
+        # A text encoder with hooks may be edited: what it says then is not the prompt's for good, nor the other way.
+        kept = {} if self._text_is_hooked() else self._calls
         for c in wanted:
-            if c not in self._calls:
-                self._capture(c)
-        calls = [self._calls[c] for c in wanted]
+            if c not in kept:
+                kept[c] = self._capture(c)[1]
+        calls = [kept[c] for c in wanted]
         return calls[0] if n == 1 else _batched(calls)
 
-    def _capture(self, cond: Any) -> DenoiserCall:
-        """Keep what the denoiser is called with for one condition; None is the unconditional branch."""
+    def _text_is_hooked(self) -> bool:
+        return any(
+            module._forward_hooks or module._forward_pre_hooks
+            for name, part in self.pipe.components.items()
+            if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)
+            for module in part.modules()
+        )
+
+    def _capture(self, cond: Any) -> tuple[DenoiserCall, dict[str, Any]]:
+        """The denoiser's call for one condition, and what of it is the condition; None is the unconditional branch."""
         if cond is None:
             found = denoiser_call(self.pipe, [_any_prompt(self.pipe)], 2.0)
             if "uncond" not in found.branches:  # guidance is an input, or nothing
@@ -155,8 +167,7 @@ class PipelineEps:
             found, branch = denoiser_call(self.pipe, [str(cond)], 1.0), 0
         n = len(found.branches)
         arguments = _map(lambda x: x[branch : branch + 1] if x.ndim and x.shape[0] == n else x, found.arguments)
-        self._calls[cond] = {k: v for k, v in arguments.items() if k not in (found.sample, "timestep")}
-        return found
+        return found, {k: v for k, v in arguments.items() if k not in (found.sample, "timestep")}
 
 
 def _grid(scheduler: Any) -> tuple[np.ndarray, np.ndarray, int]:
