@@ -231,6 +231,18 @@ def test_rows_of_a_map_share_their_samples_label(tmp_path, seed):
     assert mean.direction_.timesteps == (800,)
 
 
+def test_the_record_of_rows_names_their_content(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 2, 3, 4)).astype(np.float32)
+    other = values.copy()
+    other[5, 1, 2, 3] += 1e-3
+    found = [
+        SiteRows(write_store(tmp_path / str(i), each), SITE, "cond", "tokens").record()
+        for i, each in enumerate((values, values, other))
+    ]
+    assert found[0] == found[1]
+    assert {key for key in found[0] if found[0][key] != found[2][key]} == {"shards_sha256"}
+
+
 def test_a_store_with_holes_gives_what_is_there(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 1, 2, 3)).astype(np.float32)
     x[7, 0, 1, 0] = np.nan

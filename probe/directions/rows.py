@@ -159,7 +159,7 @@ class SiteRows:
     def record(self) -> dict[str, object]:
         """JSON values that name the rows: the store's hashes, the content of the site, and the view."""
         store = self.store.holding(self.site)
-        shards = {str(i): store.record(i).sites[self.site].array_sha256 for i in store.committed}
+        shards = {str(i): store.record(i).sites[self.site].values_sha256 for i in store.committed}
         return {
             "store": store.hashes,
             "shards_sha256": content_hash(shards),
