@@ -5,7 +5,6 @@ Index i of a data set is the image ``render_batch([i], split, seed)``. Training 
 """
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,7 @@ TRAIN_SEED, TEST_SEED = 0, 1
 _CHUNK = 500
 
 
-def _chunk(job: tuple[int, int, Split, int]) -> tuple[np.ndarray, np.ndarray]:
-    first, last, split, seed = job
-    batch = render_batch(range(first, last), split=split, seed=seed)
-    return batch.images, batch.labels
-
-
-def cached_renders(
-    folder: Path, n: int, *, split: Split = "train", seed: int = TRAIN_SEED, workers: int = 1
-) -> tuple[Tensor, Tensor]:
+def cached_renders(folder: Path, n: int, *, split: Split = "train", seed: int = TRAIN_SEED) -> tuple[Tensor, Tensor]:
     """The first n renders of a data set, drawn now or read from ``folder``.
 
     Returns:
@@ -39,11 +30,10 @@ def cached_renders(
     path = folder / f"renders-{split}-{seed}-{n}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = [(i, min(i + _CHUNK, n), split, seed) for i in range(0, n, _CHUNK)]
-        with ProcessPoolExecutor(workers) as pool:
-            parts = list(tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"renders ({split})", unit="x500"))
-        images = torch.from_numpy(np.concatenate([p[0] for p in parts])).permute(0, 3, 1, 2).contiguous()
-        labels = torch.from_numpy(np.concatenate([p[1] for p in parts]))
+        starts = tqdm(range(0, n, _CHUNK), desc=f"renders ({split})", unit=f"x{_CHUNK}")
+        parts = [render_batch(range(i, min(i + _CHUNK, n)), split=split, seed=seed) for i in starts]
+        images = torch.from_numpy(np.concatenate([p.images for p in parts])).permute(0, 3, 1, 2).contiguous()
+        labels = torch.from_numpy(np.concatenate([p.labels for p in parts]))
         partial = path.with_suffix(".partial")
         save_file({"images": images, "labels": labels}, partial)
         os.replace(partial, path)
