@@ -35,6 +35,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Opens a page: app(run, "home" | "feature", **query_params)."""
     from streamlit.testing.v1 import AppTest
 
+    # A page becomes the main module, which the children of later tests would run.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
     def open_page(place: Path | str, page: str = "home", **params: str) -> Any:
         monkeypatch.setattr(sys, "argv", ["Home.py"])
         monkeypatch.setenv("DENOSCOPE_RUN", str(place))

@@ -85,6 +85,9 @@ def run(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     from streamlit.testing.v1 import AppTest
 
+    # A page becomes the main module, which the children of later tests would run.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
     def open_page(place: Path, page: str, **params: str) -> Any:
         monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
         test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
