@@ -73,11 +73,10 @@ def run(options: argparse.Namespace) -> None:
     steps = options.steps or tuple(sorted({round(k * (n_steps - 1) / 4) for k in range(5)}))
     told = {name: told_values(options, store, name) for name in options.tell}
     places = [SiteRows(store, site, branch, options.view, steps) for site in sites]
+    best = {name: LABELS if v.ndim == 1 else ROWS for name, v in told.items()}
     trainings = {
-        name: replace(
-            best := LABELS if v.ndim == 1 else ROWS, steps=options.training_steps or best.steps, seed=options.seed
-        )
-        for name, v in told.items()
+        name: replace(training, steps=options.training_steps or training.steps, seed=options.seed)
+        for name, training in best.items()
     }
     d, each = min(options.components, max(rows.width for rows in places)), len(steps) * len(sites)
     seconds = each * sum(

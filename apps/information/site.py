@@ -95,9 +95,9 @@ def probed(x: np.ndarray, labels: np.ndarray, request: SiteRequest) -> dict[str,
 
     scores = principal(x, request.components, "x")[0].numpy()
     grid = probe_grid({"x": scores[None]}, labels.tolist(), shuffles=0, seed=request.seed)
-    accuracy, n = float(grid.accuracy[0, 0]), len(set(labels.tolist()))
+    accuracy, n, most = float(grid.accuracy[0, 0]), len(set(labels.tolist())), entropy(labels)
     return {
-        "at_most": (most := entropy(labels)),
+        "at_most": most,
         "probe": accuracy,
         "probe_low": float(grid.low[0, 0]),
         "probe_high": float(grid.high[0, 0]),

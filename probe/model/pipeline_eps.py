@@ -54,9 +54,7 @@ class PipelineEps:
         self.pipe = pipe
         self.kind: Prediction = prediction_type(pipe.scheduler)
         self._calls: dict[Any, dict[str, Any]] = {}
-        first, arguments = self._capture(None)
-        if not self._text_is_hooked():
-            self._calls[None] = arguments
+        first, self._kept()[None] = self._capture(None)
         self._module, self._sample = first.module, first.sample
         sample, time = first.arguments[first.sample], first.arguments["timestep"]
         self._packing = first.packing
@@ -140,21 +138,22 @@ class PipelineEps:
 
     def _arguments(self, cond: Cond, n: int) -> dict[str, Any]:
         wanted = conditions(cond, n)
-        # A text encoder with hooks may be edited: what it says then is not the prompt's for good, nor the other way.
-        kept = {} if self._text_is_hooked() else self._calls
+        kept = self._kept()
         for c in wanted:
             if c not in kept:
                 kept[c] = self._capture(c)[1]
         calls = [kept[c] for c in wanted]
         return calls[0] if n == 1 else _batched(calls)
 
-    def _text_is_hooked(self) -> bool:
-        return any(
+    def _kept(self) -> dict[Any, dict[str, Any]]:
+        """Conditions met before; none, and none kept, while a text encoder has hooks, as what it says may be edited."""
+        hooked = any(
             module._forward_hooks or module._forward_pre_hooks
             for name, part in self.pipe.components.items()
             if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)
             for module in part.modules()
         )
+        return {} if hooked else self._calls
 
     def _capture(self, cond: Any) -> tuple[DenoiserCall, dict[str, Any]]:
         """The denoiser's call for one condition, and what of it is the condition; None is the unconditional branch."""

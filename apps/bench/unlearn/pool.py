@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -55,12 +55,10 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int, progress: Progress
         while True:
             while free and failure is None and (following := next(waiting, None)):
                 number, job = following
-                try:
-                    free[-1].send(job)
-                except OSError:  # it has ended, and the pipe with it
-                    failure = _ended(len(jobs) - len(found), len(jobs))
-                else:
-                    busy[free.pop()] = number
+                pipe = free.pop()
+                with suppress(OSError):  # a process that has ended is told by reading
+                    pipe.send(job)
+                busy[pipe] = number
             if not busy:
                 break
             for pipe in wait(list(busy)):
@@ -69,14 +67,14 @@ def run_jobs(bench: Bench, jobs: Sequence[Job], workers: int, progress: Progress
                 try:
                     answer = pipe.recv()
                 except (EOFError, OSError):
-                    failure = failure or _ended(len(jobs) - len(found), len(jobs))
-                    continue
-                free.append(pipe)
+                    answer = _ended(len(jobs) - len(found), len(jobs))
+                else:
+                    free.append(pipe)
                 if isinstance(answer, BaseException):
                     failure = failure or answer
-                    continue
-                found[number] = answer
-                progress(len(found), len(jobs))
+                else:
+                    found[number] = answer
+                    progress(len(found), len(jobs))
     if failure is not None:
         raise failure
     return [found[i] for i in range(len(jobs))]
