@@ -70,6 +70,24 @@ def plan_of(store: ActivationStore, images: Path | None = None) -> CapturePlan |
     )
 
 
+def what_to_run(store: ActivationStore, damage: list[Problem]) -> list[str]:
+    """For each kind of damage, what mends it."""
+    lines = []
+    for group, wanted in _damaged_shards(damage):
+        spec = store.spec if group is None else type(store).open(store.place / "groups" / group).spec
+        samples = ", ".join(f"{r.start}-{r.stop - 1}" for r in map(spec.shard_samples, wanted))
+        of = "" if group is None else f" of group {group}"
+        lines.append(f"run again: shards {', '.join(map(str, wanted))}{of} (samples {samples})")
+    if lines:
+        images = " --images FOLDER" if "mode" in store.plan else ""
+        lines.append(f"  denoscope store verify {store.place} --repair{images}")
+    if any(p.kind == "statistics" for p in damage):
+        lines.append("statistics are computed again when they are next asked for")
+    if any(p.kind in ("metadata", "samples") for p in damage):
+        lines.append("metadata cannot be computed again: restore the named files from a copy, or collect anew")
+    return lines
+
+
 class _Part(NamedTuple):
     """Damaged shards of the store itself, or of one group."""
 
@@ -111,9 +129,8 @@ def repair(
         yield from _drop(store, damage)
         return
     parts = []
-    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
+    for group, shards in _damaged_shards(damage):
         holder = store if group is None else store.groups[group]
-        shards = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
         parts.append(_Part(group, holder, shards, plan_of(holder, images)))
     if parts:
         precision = store.fingerprint.get("dtype", "float32")
@@ -128,13 +145,18 @@ def repair(
     store.close()
 
 
+def _damaged_shards(damage: list[Problem]) -> Iterator[tuple[str | None, list[int]]]:
+    """Damaged shards of the store itself (None) and of each group, in order."""
+    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
+        yield group, sorted({p.shard for p in damage if p.shard is not None and p.group == group})
+
+
 def _drop(store: ActivationStore, damage: list[Problem]) -> Iterator[str]:
     """Remove what is damaged from an object store, where nothing is overwritten: sound shards can be copied there."""
     from activations_store import StoreWriter
 
-    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
+    for group, shards in _damaged_shards(damage):
         holder = store if group is None else store.groups[group]
-        shards = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
         given = {"spec": holder.spec, "fingerprint": holder.fingerprint, "plan": holder.plan}
         with StoreWriter.resume(holder.place, **given) as writer:
             writer.discard(shards)

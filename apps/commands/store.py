@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.commands._options import Commands, HelpFormatter, add_command, steps_range, store_folder
 
 if TYPE_CHECKING:
-    from activations_store import ActivationStore, Problem
+    from activations_store import ActivationStore
 
 DAMAGED = 1
 """Exit status of ``verify`` when something is damaged."""
@@ -162,80 +162,10 @@ def add_parser(commands: Commands) -> None:
 
 def run_info(options: argparse.Namespace) -> None:
     """Print what a store holds."""
+    from apps.store_info import as_text, describe
+
     store = _open(options.store)
-    facts = describe(store)
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return
-    print(
-        f"{facts['path']}: {facts['committed_samples']} of {facts['samples']} samples, {_size(facts['bytes'])} on disk"
-    )
-    print(f"model    {facts['model']}")
-    print(f"steps    {facts['steps']}, log SNR {facts['log_snr'][0]:.2f} to {facts['log_snr'][1]:.2f}")
-    print(f"branches {', '.join(facts['branches'])}")
-    print(f"labels   {', '.join(facts['factors']) or 'none'}")
-    print(f"plan     {facts['hashes']['plan']}")
-    rows = [("site", "tokens x channels", "dtype", "shards", "size", "statistics", "")]
-    for site in facts["sites"]:
-        notes = [f"group {site['group']}"] if site["group"] else []
-        notes += ["maps may be missing"] if site["ragged"] else []
-        rows.append(
-            (
-                site["name"],
-                f"{site['tokens']} x {site['channels']}",
-                site["dtype"] + (f" {site['compression']}" if site["compression"] else ""),
-                f"{site['committed_shards']} of {site['shards']}",
-                _size(site["bytes"]),
-                "kept" if site["statistics"] else "none",
-                ", ".join(notes),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    missing = sorted(set(range(facts["shards"])) - set(store.committed))
-    if missing:
-        print(f"shards without a commit record: {', '.join(map(str, missing[:20]))}{' ...' * (len(missing) > 20)}")
-
-
-def describe(store: ActivationStore) -> dict[str, Any]:
-    """What a store holds, as JSON values; bytes are those on disk."""
-    spec = store.spec
-    holders = {"": store, **store.groups}
-    sites = [
-        {
-            "name": site.name,
-            "group": group,
-            "tokens": site.tokens,
-            "channels": site.channels,
-            "grid": site.grid,
-            "dtype": site.dtype,
-            "compression": holder.spec.compression,
-            "ragged": holder.spec.ragged,
-            "committed_samples": holder.n_committed_samples,
-            "shards": holder.spec.n_shards,
-            "committed_shards": len(holder.committed),
-            "statistics": holder.has_statistics(site.name),
-            "bytes": holder.n_bytes(site.name),
-        }
-        for group, holder in holders.items()
-        for site in holder.spec.sites
-    ]
-    return {
-        "path": str(store.place),
-        "samples": spec.n_samples,
-        "committed_samples": store.n_committed_samples,
-        "shards": spec.n_shards,
-        "samples_per_shard": spec.samples_per_shard,
-        "steps": spec.n_steps,
-        "log_snr": [spec.log_snr[0], spec.log_snr[-1]],
-        "branches": list(spec.branches),
-        "factors": list(store.factors),
-        "model": str(store.plan.get("model", "unknown")),
-        "hashes": store.hashes,
-        "bytes": sum(site["bytes"] for site in sites),
-        "sites": sites,
-    }
+    print(json.dumps(describe(store), indent=1) if options.json else as_text(store))
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -249,36 +179,17 @@ def run_verify(options: argparse.Namespace) -> int:
         how = "sizes and records agree" if options.fast else "every byte is what was committed"
         print(f"{store.place}: sound, {how} ({store.n_committed_samples} of {store.spec.n_samples} samples)")
         return 0
+    from apps.store_repair import repair, what_to_run
+
     if not options.repair:
         for line in what_to_run(store, damage):
             print(line)
         return DAMAGED
-    from apps.store_repair import repair
-
     for line in repair(store, damage, model=options.model, device=options.device, images=options.images):
         print(line)
     left = [problem for problem in store.verify(full=not options.fast) if problem.is_damage]
     print(f"{store.place}: {'sound' if not left else f'{len(left)} problems are left'}")
     return DAMAGED if left else 0
-
-
-def what_to_run(store: ActivationStore, damage: list[Problem]) -> list[str]:
-    """For each kind of damage, what mends it."""
-    lines = []
-    for group in sorted({p.group for p in damage if p.shard is not None}, key=lambda name: name or ""):
-        wanted = sorted({p.shard for p in damage if p.shard is not None and p.group == group})
-        spec = store.spec if group is None else type(store).open(store.place / "groups" / group).spec
-        samples = ", ".join(f"{r.start}-{r.stop - 1}" for r in map(spec.shard_samples, wanted))
-        of = "" if group is None else f" of group {group}"
-        lines.append(f"run again: shards {', '.join(map(str, wanted))}{of} (samples {samples})")
-    if lines:
-        images = " --images FOLDER" if "mode" in store.plan else ""
-        lines.append(f"  denoscope store verify {store.place} --repair{images}")
-    if any(p.kind == "statistics" for p in damage):
-        lines.append("statistics are computed again when they are next asked for")
-    if any(p.kind in ("metadata", "samples") for p in damage):
-        lines.append("metadata cannot be computed again: restore the named files from a copy, or collect anew")
-    return lines
 
 
 def run_gc(options: argparse.Namespace) -> None:
@@ -370,9 +281,3 @@ def _selection(store: ActivationStore, options: argparse.Namespace) -> dict[str,
         samples = sorted(kept)
     steps = None if options.steps is None else list(options.steps)
     return {"samples": samples, "steps": steps, "branches": options.branches}
-
-
-def _size(n_bytes: int) -> str:
-    from probe.capture.estimate import human_bytes
-
-    return human_bytes(n_bytes)
