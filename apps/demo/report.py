@@ -9,7 +9,9 @@ import numpy as np
 
 from apps import report as html
 from apps.demo.config import DemoConfig
-from apps.images import labelled_grid, overlay, read_image, save_png
+from apps.demo.report_feature import feature_section, steering_section
+from apps.demo.report_how import how_section
+from apps.images import labelled_grid, read_image, save_png
 from apps.runs import Run, site_name
 from apps.unlearning.edits import shown_image
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 _METRICS = ("ua", "ira", "cra", "artifacts", "artifacts_retain", "change_retain")
 _COLUMNS = ("UA", "IRA", "CRA", "artifacts", "artifacts elsewhere", "change elsewhere")
 _GOOD = {"ua": (0.9, True), "ira": (0.9, True), "cra": (0.9, True), "artifacts": (0.1, False)}
-_N_EXAMPLES, _N_STEPS = 5, 6
 OVERVIEW = "overview.png"
 
 
@@ -51,19 +52,17 @@ def write_report(
     parts = [
         html.heading(
             f"Unlearning {config.object} and {config.style}",
-            "A sparse autoencoder was trained on what the canvas model computes while it draws. A few of its "
-            "features carry an "
-            "object or a style; pushing them down removes that and leaves the rest. All pictures in a column "
-            "share their prompt "
-            "and seed.",
+            "A sparse autoencoder was trained on what the canvas model computes while it draws. A few of its features "
+            "carry an object or a style; pushing them down removes that and leaves the rest. All pictures in a column "
+            "share their prompt and seed.",
         ),
         html.section("In one picture", _headline(pictures, records), _tiles(measured)),
         _results(measured),
     ]
     for record in records:
         parts.append(_target(record, pictures, bundles[site_name(record["site"])]))
-    parts.append(_steering(run, steered, bundles[steered["name"]]))
-    parts.append(_how(run, config, measured, records))
+    parts.append(steering_section(run, steered, bundles[steered["name"]]))
+    parts.append(how_section(run, config, measured, records))
     save_png(run.folder / OVERVIEW, _overview(pictures, records))
     html.write_page(run.report, html.page(f"denoscope: unlearning {config.object} and {config.style}", parts))
 
@@ -158,14 +157,11 @@ def _results(measured: Mapping[str, Any]) -> str:
         about = f"without {row['target']}" if row["edit"] else f"unedited, on {row['target']}"
         rows.append([f"{about}\n{row.get('setting', '')}".rstrip("\n"), *(_with_interval(row, m) for m in _METRICS)])
     note = (
-        "UA: share of the images that ask for the target in which the judge no longer sees it. IRA: accuracy on "
-        "the other "
-        "labels of the same kind. CRA: accuracy on the other kind. Artifacts: images that show none of the known "
-        "things, "
-        "among those that ask for the target and elsewhere. Change: mean absolute difference of pixels to the unedited "
-        "image of the same seed, where the target was not asked for. Percent, with 95 % bootstrap intervals over "
-        "prompts "
-        "and seeds; protocol of UnlearnCanvas (Zhang et al. 2024)."
+        "UA: share of the images that ask for the target in which the judge no longer sees it. IRA: accuracy on the "
+        "other labels of the same kind. CRA: accuracy on the other kind. Artifacts: images that show none of the known "
+        "things, among those that ask for the target and elsewhere. Change: mean absolute difference of pixels to the "
+        "unedited image of the same seed, where the target was not asked for. Percent, with 95 % bootstrap intervals "
+        "over prompts and seeds; protocol of UnlearnCanvas (Zhang et al. 2024)."
     )
     return html.section("Results", html.data_table(["", *_COLUMNS], rows, note))
 
@@ -178,9 +174,8 @@ def _target(record: Mapping[str, Any], pictures: _Pictures, bundle: FeatureBundl
     rest = [i for i in record["shown"] if grid.labels[factor][i] != label]
     parts = [
         html.text(
-            f"Edit at {record['site']}: {record['setting']}. Where a feature of {label} is more active than it is "
-            "on average, "
-            "its code is multiplied; what the dictionary does not explain stays as it was."
+            f"Edit at {record['site']}: {record['setting']}. Where a feature of {label} is more active than it is on "
+            "average, its code is multiplied; what the dictionary does not explain stays as it was."
         ),
         html.sub(f"Prompts that ask for {label}"),
         _before_after(record, own, pictures),
@@ -188,7 +183,7 @@ def _target(record: Mapping[str, Any], pictures: _Pictures, bundle: FeatureBundl
         _before_after(record, rest, pictures),
     ]
     best = bundle.find(factor, label, 1)[0][0]
-    parts.append(_feature(bundle, best, f"{factor} {label}"))
+    parts.append(feature_section(bundle, best, f"{factor} {label}"))
     if record["tried"]:
         rows = [
             [
@@ -212,137 +207,6 @@ def _before_after(record: Mapping[str, Any], rows: Sequence[int], pictures: _Pic
         (f"without {record['label']}", [pictures.after(record, i) for i in rows]),
     ]
     return html.picture_grid(table, [pictures.prompt(i) for i in rows])
-
-
-def _feature(bundle: FeatureBundle, feature: int, concept: str) -> str:
-    """Top examples of a feature with its map over steps, and its activation over steps."""
-    examples, maps = bundle.examples(feature)[:_N_EXAMPLES], bundle.maps(feature)
-    stats = bundle.stats(feature)
-    if not examples or bundle.grid is None:
-        return html.text(f"Feature {feature} has no maps to show.")
-    scale = float(stats["p999"]) or float(stats["max"])
-    picked = np.unique(np.linspace(0, len(bundle.steps) - 1, _N_STEPS).round().astype(int)).tolist()
-    rows = []
-    for example in examples:
-        if example.image is None:
-            continue
-        image = read_image(example.image)
-        cells: list[html.Picture | None] = [html.Picture(image, f"final image, prompt: {example.prompt}")]
-        for i in picked:
-            heat = maps[example.rank, i]
-            alt = f"feature {feature} at step {bundle.steps[i]}, largest activation {heat.max():.3g}"
-            cells.append(html.Picture(overlay(image, heat, scale=scale), alt))
-        rows.append((example.prompt, cells))
-    columns = ["image", *(f"step {bundle.steps[i]}" for i in picked)]
-    curve = html.line_chart(
-        [(f"feature {feature}", [float(v) for v in bundle.mean_by_step[:, feature]])],
-        [float(s) for s in bundle.steps],
-        x_label="step (0 = most noise)",
-        y_label="mean activation",
-    )
-    return (
-        html.sub(f"Feature {feature} of {bundle.info['site']}, the one that tells {concept} best")
-        + html.text(
-            f"Its strongest examples in the collection. Colour: activation at each cell while the image is drawn, "
-            "one scale "
-            f"for all. On in {stats['density']:.1%} of rows and {stats['sample_fraction']:.0%} of images."
-        )
-        + html.picture_grid(rows, columns)
-        + html.colour_bar(scale, "activation")
-        + curve
-    )
-
-
-def _steering(run: Run, steered: Mapping[str, Any], bundle: FeatureBundle) -> str:
-    """One feature up and down, beside a random direction of the same length."""
-    from apps.demo.steer import steer_image
-
-    strengths, folder = steered["strengths"], run.new("unlearn", "steer")
-    concept = steered["rows"][0]["steered"]
-    table: list[tuple[str, list[html.Picture | None]]] = []
-    for i, prompt in enumerate(steered["prompts"][:4]):
-        for control in (False, True) if i == 0 else (False,):
-            what = "random direction" if control else f"feature {steered['feature']}"
-            cells: list[html.Picture | None] = []
-            for j, strength in enumerate(strengths):
-                image = read_image(folder / steer_image(control, j, i))
-                cells.append(html.Picture(image, f"{what} at strength {strength:g}, prompt: {prompt}"))
-            table.append((f"{prompt} ({what})" if control else prompt, cells))
-    columns = [f"{s:+g} p99" if s else "unedited" for s in strengths]
-    by_direction = {
-        name: [row for row in steered["rows"] if row["direction"] == name] for name in ("feature", "random")
-    }
-    chart = html.line_chart(
-        [(name, [row["probability"] for row in rows]) for name, rows in by_direction.items()],
-        [float(s) for s in strengths],
-        x_label="strength, in units of the feature's 99th percentile",
-        y_label=f"probability of {concept}",
-        bands=[
-            ([r["probability_low"] for r in rows], [r["probability_high"] for r in rows])
-            for rows in by_direction.values()
-        ],
-        y_max=1.0,
-    )
-    return html.section(
-        f"Feature {steered['feature']} up and down",
-        html.text(
-            f"The feature of {steered['site']} that tells {concept} best, added at every cell and step to prompts "
-            "that do not "
-            "ask for it. A random direction of the same length is the control: it shows what any push of that "
-            "size does."
-        ),
-        html.picture_grid(table, columns),
-        chart,
-        _feature(bundle, int(steered["feature"]), concept),
-    )
-
-
-def _how(run: Run, config: DemoConfig, measured: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """Everything that is needed to do it again."""
-    model = measured["config"]["model_fingerprint"]
-    machine = measured["machine"]
-    git = measured["git"] or {"commit": "not a checkout", "dirty": False}
-    dictionaries = [row for row in measured["rows"] if row.get("measure") == "dictionary"]
-    items = [
-        ("model", f"{model['name']} ({model['model_class']}), weights {model['weights_hash'][:16]}"),
-        ("scheduler", f"{model['scheduler']}, configuration {model['scheduler_config_hash'][:16]}"),
-        *(
-            (
-                f"dictionary at {row['site']}",
-                f"{row['features']} features, k {row['k']}, {row['rows']:,} rows; explained variance "
-                f"{row['explained_variance']:.3f} (first step {row['ev_first_step']:.3f}, last "
-                f"{row['ev_last_step']:.3f}), "
-                f"L0 {row['l0']:.1f}, dead {row['dead_fraction']:.1%}",
-            )
-            for row in dictionaries
-        ),
-        ("configuration", measured["config"]["config_hash"][:16]),
-        ("versions", ", ".join(f"{name} {number}" for name, number in measured["versions"].items())),
-        ("commit", git["commit"] + (", with local changes" if git["dirty"] else "")),
-        (
-            "machine",
-            f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, model on {measured['device']}",
-        ),
-    ]
-    seconds = [[str(r["stage"]), f"{r['value']:.0f}"] for r in measured["rows"] if r.get("measure") == "seconds"]
-    target = run.folder.as_posix() if not run.folder.is_absolute() else f"runs/{run.name}"
-    commands = [
-        f"denoscope demo --out {target} --object {config.object} --style {config.style}",
-        f"denoscope app {target}",
-        *(
-            f'denoscope generate --prompt "a red {config.object} on white background in flat style" '
-            f"--recipe {target}/{record['recipe']} --out edited.png"
-            for record in records
-        ),
-    ]
-    fields = [[name, str(value)] for name, value in config.to_dict().items()]
-    return html.section(
-        "How it was made",
-        html.definitions(items),
-        html.code("\n".join(commands)),
-        html.folded("Time of each stage, seconds", html.data_table(["stage", "seconds"], seconds)),
-        html.folded("All settings", html.data_table(["setting", "value"], fields)),
-    )
 
 
 def _percent(value: float | None) -> str:
