@@ -12,6 +12,7 @@ import torch
 from probe.capture import Recorder, resolve_sites
 from probe.directions.direction import Direction, random_direction
 from probe.directions.files import load_direction, save_direction
+from probe.directions.transport import transported
 from probe.errors import DirectionExists, DirectionNotFound, InvalidDirection
 from probe.interventions import intervene
 from probe.model import generate
@@ -84,8 +85,8 @@ def test_transport_maps_one_basis_to_the_other(seed):
     here, there = (direction(seed + i, n=1, k=3, timesteps=None).orthonormalised() for i in range(2))
     weights = normal(seed + 3, 3)
     combined = Direction(SITE, (weights @ here.flat[0])[None, None])
-    torch.testing.assert_close(combined.transported(here, there).flat[0, 0], weights @ there.flat[0])
-    assert combined.transported(here, there).provenance["transported"]["to"] == there.hash
+    torch.testing.assert_close(transported(combined, here, there).flat[0, 0], weights @ there.flat[0])
+    assert transported(combined, here, there).provenance["transported"]["to"] == there.hash
 
 
 @pytest.mark.parametrize("seed", SEEDS)

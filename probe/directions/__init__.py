@@ -32,6 +32,7 @@ from probe.directions.slider_space import AdapterSliders, TokenSliders
 from probe.directions.spectrum import JacobianSpectrum
 from probe.directions.subspace import Singular, principal_angles, top_singular
 from probe.directions.text_directions import TextDifference, TextPCA
+from probe.directions.transport import transported
 
 __all__ = [
     "Adapter",
@@ -79,4 +80,5 @@ __all__ = [
     "save_direction",
     "top_singular",
     "trajectory",
+    "transported",
 ]

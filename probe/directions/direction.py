@@ -121,6 +121,14 @@ class Direction:
 
     # Geometry
 
+    def check_space(self, other: Direction) -> None:
+        """Raises ``InvalidDirection`` unless the vectors of another direction have the same site and shape."""
+        if (other.site, other.basis.shape[2:]) != (self.site, self.basis.shape[2:]):
+            raise InvalidDirection(
+                f"directions of different spaces: {self.site} {tuple(self.basis.shape[2:])} and {other.site} "
+                f"{tuple(other.basis.shape[2:])}."
+            )
+
     def normalised(self) -> Direction:
         """Every vector at length 1; the scale is what it was."""
         return self._with(self.flat / self._norms()[..., None])
@@ -134,7 +142,7 @@ class Direction:
         """
         flat = self.flat.clone()
         if reference is not None:
-            self._same_space(reference)
+            self.check_space(reference)
             if reference.k != self.k or reference.n_rows not in (1, self.n_rows):
                 raise InvalidDirection(
                     f"aligned: {reference.n_rows} x {reference.k} vectors cannot be the reference of "
@@ -168,7 +176,7 @@ class Direction:
         """
         given = [others] if isinstance(others, Direction) else list(others)
         for other in given:
-            self._same_space(other)
+            self.check_space(other)
             if other.n_rows not in (1, self.n_rows):
                 raise InvalidDirection(
                     f"project_out: {other.n_rows} rows against {self.n_rows}; expected 1 or as many."
@@ -191,35 +199,6 @@ class Direction:
         """
         return x.double() @ torch.linalg.pinv(self.flat[row])
 
-    def transported(self, source: Direction, target: Direction) -> Direction:
-        """Parallel transport: the same combination of other vectors.
-
-        v' = sum_j (source_j . v) target_j, for orthonormal bases of corresponding vectors: those of two points, or the
-        left and right singular vectors of one Jacobian, which may be at different sites.
-
-        Args:
-            source: orthonormal basis at this direction's site.
-            target: the corresponding vectors.
-
-        Returns:
-            At the target's site; what the source does not span is lost, and lengths shrink by it.
-        """
-        self._same_space(source)
-        rows = {source.n_rows, target.n_rows, self.n_rows} - {1}
-        if source.k != target.k or len(rows) > 1:
-            raise InvalidDirection(
-                f"transported: {source.n_rows} x {source.k} vectors do not correspond to {target.n_rows} x {target.k}."
-            )
-        moved = (self.flat @ source.flat.mT) @ target.flat
-        about = {"transported": {"from": source.hash, "to": target.hash}}
-        return replace(
-            target,
-            basis=moved.reshape(*moved.shape[:2], *target.basis.shape[2:]).to(target.basis.dtype),
-            scale=self.scales.expand(len(moved), -1),
-            timesteps=target.timesteps if target.n_rows == len(moved) else self.timesteps,
-            provenance=dict(self.provenance) | about,
-        )
-
     def cosine(self, other: Direction, covariance: torch.Tensor | None = None) -> torch.Tensor:
         """Cosines between all vectors of two directions.
 
@@ -232,7 +211,7 @@ class Direction:
         Returns:
             (n, k, k_other) float64 in [-1, 1].
         """
-        self._same_space(other)
+        self.check_space(other)
         a, b = self.flat, other.flat
         if covariance is not None:
             values, vectors = torch.linalg.eigh(covariance.double())
@@ -298,13 +277,6 @@ class Direction:
 
     def _with(self, flat: torch.Tensor) -> Direction:
         return replace(self, basis=flat.reshape(self.basis.shape).to(self.basis.dtype))
-
-    def _same_space(self, other: Direction) -> None:
-        if (other.site, other.basis.shape[2:]) != (self.site, self.basis.shape[2:]):
-            raise InvalidDirection(
-                f"directions of different spaces: {self.site} {tuple(self.basis.shape[2:])} and {other.site} "
-                f"{tuple(other.basis.shape[2:])}."
-            )
 
 
 def random_direction(like: Direction, seed: int) -> Direction:

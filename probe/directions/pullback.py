@@ -21,6 +21,7 @@ from probe.directions.direction import Direction
 from probe.directions.operator_finder import OperatorFinder
 from probe.directions.points import X_T, Point, full_name, jacobian
 from probe.directions.subspace import top_singular
+from probe.directions.transport import transported
 from probe.model.eps_model import EpsModel
 
 
@@ -89,4 +90,4 @@ class Pullback(OperatorFinder):
             At ``sampler:x_t``. Its length is the share of the direction that this point's k vectors can express: below
             1, more of them (or none at all) would be needed.
         """
-        return feature_direction.transported(self.feature_direction_, self.direction_)
+        return transported(feature_direction, self.feature_direction_, self.direction_)
