@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.dictionaries.substitution import Splice, accuracy_kept, judged, reconstruction, substitute
+from apps.dictionaries.splice import Splice, reconstruction
+from apps.dictionaries.substitution import accuracy_kept, judged, substitute
 from apps.errors import InvalidOption
 from probe.capture import resolve_sites
 from probe.errors import InvalidIntervention

@@ -24,52 +24,28 @@ The mean row is over the samples, cells and branches of the same unedited run. I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from apps.dictionaries.splice import Means, Rows, Splice, reconstruction, zero
 from apps.errors import InvalidOption
 from apps.measurement import Interval
 from apps.progress import Progress
-from probe.errors import InvalidIntervention
 from probe.interventions import Intervention, intervene
-from probe.interventions.ops import Op, Pack, StepContext, Unpack, Weight, add_change
 from probe.model import StepClock, denoiser, generate, generation_defaults
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import noise_of, prediction_type
 from probe.model.schedule import schedule_of, training_level
 from sae import OpenedSAE
-from sae.architectures.timed import TimedSAE
 
 VARIANTS = ("sae", "mean", "zero")
 _RESAMPLES = 1000
-_NOISIEST = -30.0  # where a store writes minus infinity
-Rows = Callable[[Tensor, StepContext], Tensor]
-"""Rows (B, tokens, d) to what takes their place."""
-
-
-@dataclass(frozen=True, eq=False)
-class Splice(Op):
-    """x' = function(x). A measurement, so it is no part of recipes."""
-
-    kind: ClassVar[str] = "splice"
-    replaces: ClassVar[bool] = True
-    function: Rows
-
-    def apply(self, x: Tensor, weight: Weight, context: StepContext) -> Tensor:
-        return add_change(x, self.function(x, context).to(x.dtype) - x, weight)
-
-    def to_record(self, pack: Pack) -> dict[str, Any]:
-        raise InvalidIntervention("splice: a substitution is measured, not saved; recipes hold edits.")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any], unpack: Unpack) -> Splice:
-        raise InvalidIntervention("splice: a recipe cannot hold a substitution.")
 
 
 @dataclass
@@ -161,12 +137,12 @@ def substitute(
                 guidance=scale, batch_size=batch_size, interventions=interventions,
             )  # fmt: skip
 
-    means = {site: _Means() for site in dictionaries}
+    means = {site: Means() for site in dictionaries}
     watch = [Intervention(site, Splice(m.watch)) for site, m in means.items()]
     clean = np.concatenate([draw(batch, watch) for batch in batches])
     n_calls = len(schedule_of(pipe.scheduler)[0])
     functions = {
-        site: {"sae": reconstruction(sae), "mean": means[site].row, "zero": _zero} for site, sae in dictionaries.items()
+        site: {"sae": reconstruction(sae), "mean": means[site].row, "zero": zero} for site, sae in dictionaries.items()
     }
     results = {
         site: SiteResult(*({v: np.zeros((len(prompts), n_calls)) for v in VARIANTS} for _ in range(2)))
@@ -184,25 +160,6 @@ def substitute(
     return Substitution(results, schedule_of(pipe.scheduler)[1], window, clean)
 
 
-def reconstruction(sae: OpenedSAE) -> Rows:
-    """x to its reconstruction; a dictionary that knows time is asked for the level.
-
-    Raises:
-        InvalidOption: it needs more than the rows of one site and step.
-    """
-    if sae.config.blocks is not None or getattr(sae, "READS_PREVIOUS", False):
-        raise InvalidOption(
-            "substitute: this dictionary reads a row together with rows of other sites or of the step before, which a "
-            "single call of a module does not have."
-        )
-
-    def function(x: Tensor, context: StepContext) -> Tensor:
-        now = sae.at(max(context.log_snr, _NOISIEST)) if isinstance(sae, TimedSAE) else sae
-        return now.decode_sparse(now.encode_sparse(x.float()))
-
-    return function
-
-
 def judged(labels: Mapping[str, Sequence[str]], seen: Mapping[str, Sequence[str]]) -> np.ndarray:
     """(n,) bool: whether the judge sees all that a prompt asks for."""
     return np.logical_and.reduce([np.asarray(seen[f]) == np.asarray(values) for f, values in labels.items()])
@@ -211,27 +168,6 @@ def judged(labels: Mapping[str, Sequence[str]], seen: Mapping[str, Sequence[str]
 def accuracy_kept(clean: np.ndarray, edited: np.ndarray) -> Interval:
     """Correct edited images over correct unedited ones, (n,) bool each, with its interval over prompts."""
     return _ratio_interval(edited.astype(np.float64), clean.astype(np.float64))
-
-
-def _zero(x: Tensor, context: StepContext) -> Tensor:
-    return torch.zeros_like(x)
-
-
-class _Means:
-    """Mean row of each step, gathered while a generation runs unedited."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._n: dict[int, int] = {}
-
-    def watch(self, x: Tensor, context: StepContext) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).double()
-        self._sums[context.step] = self._sums.get(context.step, 0) + rows.sum(0)
-        self._n[context.step] = self._n.get(context.step, 0) + len(rows)
-        return x
-
-    def row(self, x: Tensor, context: StepContext) -> Tensor:
-        return (self._sums[context.step] / self._n[context.step]).to(x.dtype).expand(x.shape)
 
 
 class _Count:
