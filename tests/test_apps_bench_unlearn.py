@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from apps.bench.unlearn.bench import Bench, bench_unlearn, best_sae
+from apps.bench.unlearn.config import UnlearnBench
 from apps.bench.unlearn.estimate import estimate
 from apps.bench.unlearn.figure import frontier_svg
 from apps.bench.unlearn.pool import run_jobs
-from apps.bench.unlearn.prepare import UnlearnBench, prepare
+from apps.bench.unlearn.prepare import prepare
 from apps.bench.unlearn.tables import markdown_table, ratios_of, scores_table, target_rows
 from apps.bench.unlearn.target import REFUSED, spread_rows
 from apps.bench.unlearn.world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
@@ -27,7 +28,8 @@ from apps.errors import InvalidOption, ProcessesFailed, UnknownName
 from apps.images import read_image
 from apps.unlearning import config as unlearn_config
 from apps.unlearning import prompt_grids
-from apps.unlearning.config import CANDIDATES, Features, Rewrite
+from apps.unlearning.candidates import Features, Rewrite
+from apps.unlearning.config import CANDIDATES
 from apps.unlearning.edits import Sampling
 from apps.unlearning.methods import METHODS, method
 from apps.unlearning.place import Place

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from unlearncanvas_world import write_classifiers, write_model
 
-from apps.bench.unlearn.many import ManyBench, bench_unlearn_many, many_table, n_images, shown_instead
+from apps.bench.unlearn.config import ManyBench, UnlearnBench
+from apps.bench.unlearn.many import bench_unlearn_many, many_table, n_images
+from apps.bench.unlearn.many_conditions import shown_instead
 from apps.bench.unlearn.many_figure import many_svg
-from apps.bench.unlearn.prepare import UnlearnBench
 from apps.errors import InvalidOption
 from apps.images import read_image
 from apps.unlearning.place import Place

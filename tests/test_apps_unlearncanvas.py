@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from unlearncanvas_world import tiny_vit, write_classifiers, write_data, write_model
 
 from apps.bench.unlearn.bench import bench_unlearn
-from apps.bench.unlearn.prepare import UnlearnBench
+from apps.bench.unlearn.config import UnlearnBench
 from apps.bench.unlearn.world import chosen_targets
 from apps.cli import FAILED, main
 from apps.errors import InvalidFile, InvalidOption, OutputExists

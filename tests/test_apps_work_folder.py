@@ -14,7 +14,8 @@ import pytest
 from conftest import build_tiny_pipeline
 
 from apps.bench.unlearn.bench import bench_unlearn
-from apps.bench.unlearn.prepare import Bench, UnlearnBench, prepare
+from apps.bench.unlearn.config import UnlearnBench
+from apps.bench.unlearn.prepare import Bench, prepare
 from apps.errors import FolderInUse
 from apps.images import read_image
 from apps.locks import HOLDER_FILE, only_command

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from apps.commands._options import Commands, add_command, positive
 
 if TYPE_CHECKING:
-    from apps.bench.unlearn.prepare import Bench, UnlearnBench
+    from apps.bench.unlearn.config import UnlearnBench
+    from apps.bench.unlearn.prepare import Bench
     from apps.unlearning.place import Place
 
 
@@ -102,7 +103,8 @@ def config_of(options: argparse.Namespace) -> UnlearnBench:
         apps.errors.UnknownName, probe.errors.UnknownConcept: a method, an attack or a target is not known.
     """
     from apps.bench.unlearn.bench import QUICK, QUICK_ATTACKS, QUICK_METHODS, QUICK_TARGETS
-    from apps.bench.unlearn.prepare import Bench, UnlearnBench
+    from apps.bench.unlearn.config import UnlearnBench
+    from apps.bench.unlearn.prepare import Bench
     from apps.bench.unlearn.world import chosen_targets
     from apps.errors import InvalidOption
     from apps.unlearning.methods import METHODS

@@ -38,7 +38,9 @@ def add_parser(parts: Commands) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Estimate, measure, write the JSON file with a figure."""
-    from apps.bench.unlearn.many import METHOD, ManyBench, bench_unlearn_many, many_table, n_images
+    from apps.bench.unlearn.config import ManyBench
+    from apps.bench.unlearn.many import bench_unlearn_many, many_table, n_images
+    from apps.bench.unlearn.many_conditions import METHOD
     from apps.bench.unlearn.many_figure import many_svg
     from apps.commands._options import new_file
     from apps.progress import Clock

@@ -12,7 +12,7 @@ recorded here. These settings were not run at full size: who does should look at
 
 from __future__ import annotations
 
-from apps.unlearning.config import Candidate, Direction, Features, NormMatched, Phrase, Plain, Rewrite, Tuned
+from apps.unlearning.candidates import Candidate, Direction, Features, NormMatched, Phrase, Plain, Rewrite, Tuned
 from probe.unlearning import ESDSetting, Setting
 from sae import TrainConfig
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from apps.errors import InvalidOption, UnknownName
-from apps.unlearning.config import (
-    CANDIDATES,
-    TEXT,
+from apps.unlearning.candidates import (
     Candidate,
     Direction,
     Features,
@@ -25,6 +23,7 @@ from apps.unlearning.config import (
     TextSteering,
     Tuned,
 )
+from apps.unlearning.config import CANDIDATES, TEXT
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore

@@ -14,7 +14,7 @@ from apps.progress import bar
 from apps.stages import Stages, file_hash
 from apps.unlearning import edits as unlearning
 from apps.unlearning import prompt_grids
-from apps.unlearning.config import Candidate, Features
+from apps.unlearning.candidates import Candidate, Features
 from apps.unlearning.edits import setting_grid, setting_text
 from apps.unlearning.methods import Edits, Learned, method, with_dictionary
 from apps.unlearning.unedited import unedited_images

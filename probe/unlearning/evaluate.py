@@ -7,7 +7,7 @@ read the edits against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -213,7 +213,7 @@ def search(
     pipe: Pipeline,
     judge: Judge,
     grid: PromptGrid,
-    target: Target,
+    target: tuple[str, str | Sequence[str]],
     candidates: Mapping[str, Sequence[Intervention]],
     *,
     objective: Callable[[UnlearnScores], float] = balanced,
@@ -225,7 +225,7 @@ def search(
 
     Args:
         pipe, judge, grid: as ``evaluate``; the grid holds validation prompts and seeds.
-        target: (factor, label).
+        target: (factor, label); several labels are unlearned at once.
         candidates: for each name, the interventions to try.
         objective: what to maximise.
         baseline_images: unedited images of the grid; the change of pixels is then measured against them.
@@ -239,7 +239,8 @@ def search(
         raise InvalidRequest("search: there are no candidates.")
     found: list[Candidate] = []
     domains = settings.pop("domains", ("object", "style"))
-    _check_targets(grid, {target: ()}, domains)
+    factor, labels = target
+    _check_targets(grid, [(factor, label) for label in ([labels] if isinstance(labels, str) else labels)], domains)
     for i, (name, interventions) in enumerate(candidates.items()):
 
         def report(done: int, total: int, first: int = i * len(grid)) -> None:
@@ -256,7 +257,7 @@ def search(
 def _score(
     grid: PromptGrid,
     factor: str,
-    label: str,
+    label: str | Sequence[str],
     domains: tuple[str, str],
     judged: Predictions,
     change: np.ndarray | None,
@@ -276,12 +277,12 @@ def _score(
     )
 
 
-def _check_targets(grid: PromptGrid, edits: Mapping[Target, Any], domains: tuple[str, str]) -> None:
-    if not edits:
+def _check_targets(grid: PromptGrid, targets: Collection[Target], domains: tuple[str, str]) -> None:
+    if not targets:
         raise InvalidRequest("evaluate: there are no edits; give at least one target.")
     for domain in domains:
         grid.targets(domain)
-    for factor, label in edits:
+    for factor, label in targets:
         if factor not in domains:
             raise InvalidRequest(f"evaluate: target factor {factor!r}; expected one of {', '.join(domains)}.")
         known = grid.targets(factor)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from apps.bench.unlearn.config import UnlearnBench
 from apps.bench.unlearn.pool import run_jobs
-from apps.bench.unlearn.prepare import Bench, UnlearnBench, prepare
+from apps.bench.unlearn.prepare import Bench, prepare
 from apps.bench.unlearn.sheet import target_sheet
 from apps.bench.unlearn.tables import frontier_rows, ratios_of, target_rows
 from apps.bench.unlearn.target import scores_of, validation_objective

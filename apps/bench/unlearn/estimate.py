@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from apps.bench.unlearn.prepare import Bench
 from apps.bench.unlearn.world import rows_for
-from apps.unlearning.config import Tuned
+from apps.unlearning.candidates import Tuned
 from apps.unlearning.methods import method
 
 _IMAGES_AN_ITERATION = 2  # of ESD: half a generation, four evaluations and a backward pass, one state at a time

@@ -21,7 +21,7 @@ from apps.unlearning.methods import Edits
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
-    from apps.unlearning.config import Features
+    from apps.unlearning.candidates import Features
     from probe.unlearning import ConceptScores
     from sae import Dictionary
 

@@ -17,7 +17,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from apps.bench.unlearn.prepare import Bench, UnlearnBench
+from apps.bench.unlearn.config import UnlearnBench
+from apps.bench.unlearn.prepare import Bench
 from apps.bench.unlearn.target import run_stage
 from apps.errors import ProcessesFailed
 from apps.orphans import end_with_parent
