@@ -13,7 +13,8 @@ from sae.data import select
 from sae.errors import EmptySelection, ShapeMismatch
 from sae.evaluation.detectors import FeatureDetector, baselines, mean_maps, pooled
 from sae.evaluation.localisation import localise
-from sae.evaluation.recovery import auc, best_threshold, correlations, rank_test, recover
+from sae.evaluation.recovery import recover
+from sae.evaluation.separation import auc, best_threshold, correlations, rank_test
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from sae.architectures.timed import members, stack_steps
 from sae.contract import SparseDictionary
 from sae.data import Block, Selection
 from sae.evaluation.metrics import DENSE_ABOVE, VarianceSums
+from sae.evaluation.separation import auc
 from sae.numerics.sparse import TopKCode, row_dots
 
 _PER_OCTAVE = 16  # histogram bins for a doubling: a percentile is known within 2^(1/16) = 4.4 %
 _OCTAVES = 24
+_RANKED_TOGETHER = 256  # features whose ranks are in memory at once
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
@@ -153,19 +156,13 @@ def auc_by_concept(pooled: np.ndarray, membership: np.ndarray) -> np.ndarray:
         membership: (n_concepts, n_samples) bool; samples in no concept are left out. An undefined AUC is 0.5.
     """
     labelled = membership.any(axis=0)
-    member = membership[:, labelled].astype(np.float64)
-    inside = member.sum(axis=1)
-    outside = member.shape[1] - inside
-    auc = np.full((len(member), pooled.shape[1]), 0.5, dtype=np.float32)
-    defined = (inside > 0) & (outside > 0)
-    for feature in range(pooled.shape[1]):
-        column = pooled[labelled, feature]
-        ordered = np.sort(column)
-        # Average rank of tied values, from 1: most samples tie at zero.
-        ranks = (np.searchsorted(ordered, column, "left") + np.searchsorted(ordered, column, "right") + 1) / 2
-        wins = member @ ranks - inside * (inside + 1) / 2
-        auc[defined, feature] = (wins[defined] / (inside[defined] * outside[defined])).astype(np.float32)
-    return auc
+    member = membership[:, labelled]
+    found = np.full((len(member), pooled.shape[1]), 0.5, dtype=np.float32)
+    for start in range(0, pooled.shape[1], _RANKED_TOGETHER):
+        at = slice(start, start + _RANKED_TOGETHER)
+        areas = auc(rankdata(pooled[labelled, at], axis=0), member)
+        found[:, at] = np.where(np.isnan(areas), 0.5, areas)
+    return found
 
 
 def decoder_neighbours(decoder: torch.Tensor, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
