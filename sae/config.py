@@ -186,3 +186,24 @@ class SAEConfig(JsonConfig):
         if self.prefixes is not None:
             return self.prefixes
         return tuple(sorted({self.d_sae // n for n in _NESTED if self.d_sae >= n} | {self.d_sae}))
+
+
+class Sized:
+    """The sizes in a configuration, by the names that other libraries use."""
+
+    config: SAEConfig
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.config.d_sae
+
+    @property
+    def k(self) -> int:
+        """Features kept for a row, or on average, or aimed at: see the architecture."""
+        return self.config.k

@@ -12,9 +12,9 @@ import torch
 
 from apps.cli import FAILED, main
 from apps.images import read_image
+from apps.steering.numbers import ASKING, WITHOUT, groups_of, shown_rows
 from apps.steering.push import direction_push, feature_push
 from apps.steering.response import Resampled, Unedited, artifact_limit, columns, saturation, trend
-from apps.steering.results import ASKING, WITHOUT, groups_of, shown_rows
 from probe.canvas import FACTORS, Verdict
 from probe.directions import Direction, save_direction
 from probe.interventions import StepContext, TopKDictionary

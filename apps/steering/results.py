@@ -6,8 +6,7 @@
     OUT/recipe_up/     the push at the strength from which more does not help, if there is one; recipe_down likewise
     OUT/images/        every image (steer_sweep)
 
-Prompts that ask for the concept (its name is one of their words) show what a push takes away, the others what it brings
-in; the two are told apart in every row.
+The rows and ratios are made in numbers.py, from what response.py measures.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from apps.measurement import Measurement
 from apps.progress import Clock, bar, table
 from apps.report import write_page
 from apps.steering import report as steer_report
-from apps.steering.response import Resampled, Unedited, artifact_limit, columns, response_row, saturation, trend
+from apps.steering.numbers import SIDES, groups_of, response_rows, shown_rows, summary
+from apps.steering.response import Unedited, columns
 from apps.steering.sweep import PUSH, RANDOM, UNEDITED, Sweep, drawn, missing, open_folder
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from apps.steering.response import Columns
     from probe.canvas import Judge, Verdict
 
-ASKING, WITHOUT, ALL = "asking for it", "without it", "all"
-_SIDES = {WITHOUT: (1, "up"), ASKING: (-1, "down")}
-"""Where a push has something to bring in, and where something to take away."""
 NO_JUDGE = "No judge knows this model's images: the change of pixels is told, not what they show."
 
 
@@ -131,75 +128,6 @@ def steer(
     return result
 
 
-def groups_of(prompts: Sequence[str], target: tuple[str, str] | None) -> dict[str, np.ndarray]:
-    """Rows of the prompts that ask for the concept and of those that do not; all where there is no concept."""
-    if target is None:
-        return {ALL: np.arange(len(prompts))}
-    asks = np.array([target[1] in prompt.replace(",", " ").split() for prompt in prompts])
-    found = {WITHOUT: np.flatnonzero(~asks), ASKING: np.flatnonzero(asks)}
-    return {name: rows for name, rows in found.items() if len(rows)}
-
-
-def shown_rows(prompts: Sequence[str], groups: Mapping[str, np.ndarray], n: int) -> list[int]:
-    """Rows for the sheet: the first image of n prompts of each group."""
-    shown: list[int] = []
-    for rows in groups.values():
-        first = {prompts[i]: int(i) for i in reversed(rows)}
-        shown += sorted(first.values())[:n]
-    return shown
-
-
-def response_rows(
-    measured: Mapping[tuple[str, float], Columns],
-    sweep: Sweep,
-    groups: Mapping[str, np.ndarray],
-    strengths: Sequence[float],
-) -> list[dict[str, Any]]:
-    """One row a group, push and strength; the unedited model stands at strength 0 of both pushes."""
-    rows = []
-    for group, members in groups.items():
-        resampled = Resampled([sweep.prompts[i] for i in members], [sweep.seeds[i] for i in members])
-        for kind in (PUSH, RANDOM):
-            for strength in strengths:
-                found = measured[(kind, strength) if strength else (UNEDITED, 0.0)]
-                against = measured[(RANDOM, strength) if strength else (UNEDITED, 0.0)] if kind == PUSH else None
-                row = response_row(found, against, resampled, members)
-                rows.append({"push": kind, "group": group, "strength": strength} | row)
-    return rows
-
-
-def summary(
-    rows: Sequence[Mapping[str, Any]],
-    measured: Mapping[tuple[str, float], Columns],
-    groups: Mapping[str, np.ndarray],
-    strengths: Sequence[float],
-    target: tuple[str, str] | None,
-) -> dict[str, float | None]:
-    """The named numbers: trends, and for each side saturation, artifact limit and what is seen at saturation."""
-    if target is None:
-        return {}
-    found: dict[str, float | None] = {}
-    for kind in (PUSH, RANDOM):
-        keys = [(kind, s) if s else (UNEDITED, 0.0) for s in strengths]
-        rho, p = trend(np.stack([measured[key]["target"] for key in keys], 1), strengths)
-        found |= {f"{kind}_trend": rho, f"{kind}_trend_p": p}
-    for group in groups:
-        sign, name = _SIDES[group]
-        own = [row for row in rows if row["group"] == group and row["push"] == PUSH]
-        control = [row for row in rows if row["group"] == group and row["push"] == RANDOM]
-        enough = saturation(own, sign)
-        found |= {f"{name}_saturation": enough, f"{name}_artifact_limit": artifact_limit(own, sign)}
-        unedited = next(row for row in own if row["strength"] == 0)
-        found |= {f"{name}_target_unedited": unedited["target"], f"{name}_artifacts_unedited": unedited["artifacts"]}
-        if enough is None:
-            continue
-        at, beside = (next(row for row in side if row["strength"] == enough) for side in (own, control))
-        names = ["target", "same_factor", "artifacts", "change", *(key for key in own[0] if key.startswith("kept_"))]
-        found |= {f"{name}_{key}": at[key] for key in names}
-        found[f"{name}_target_random"] = beside["target"]
-    return found
-
-
 def _read(verdict: Verdict | None, shown: Sequence[int], target: tuple[str, str] | None) -> list[str]:
     from apps.judging import read_outs
     from probe.canvas import FACTORS
@@ -224,7 +152,7 @@ def _estimate(left: int, seconds: float | None) -> str:
 def _save_recipes(out: Path, sweep: Sweep, pipe: DiffusionPipeline, ratios: Mapping[str, float | None]) -> None:
     from probe.interventions import Recipe
 
-    for _, name in _SIDES.values():
+    for _, name in SIDES.values():
         folder = out / f"recipe_{name}"
         shutil.rmtree(folder, ignore_errors=True)
         enough = ratios.get(f"{name}_saturation")
@@ -275,7 +203,7 @@ def _show(
     save_png(out / "grid.png", steer_report.sheet(cells, names, title=title, side=side))
     charts = {}
     for group in groups:
-        _, name = _SIDES.get(group, (0, ""))
+        _, name = SIDES.get(group, (0, ""))
         marks = [(ratios.get(f"{name}_saturation"), "saturation"), (ratios.get(f"{name}_artifact_limit"), "artifacts")]
         charts[group] = steer_report.curves(rows, group, unit, [(s, text) for s, text in marks if s is not None])
     lead = f"Strengths {strengths[0]:+g} to {strengths[-1]:+g} {unit}, branch {sweep.branch}."
@@ -294,7 +222,7 @@ def _told(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, float | None],
             f"trend of the target with the strength: rho {ratios['push_trend']:.2f} (p {ratios['push_trend_p']:.4f}), "
             f"random {ratios['random_trend']:.2f} (p {ratios['random_trend_p']:.4f})"
         )
-    for _, name in _SIDES.values():
+    for _, name in SIDES.values():
         if f"{name}_saturation" in ratios:
             enough, limit = ratios[f"{name}_saturation"], ratios[f"{name}_artifact_limit"]
             lines.append(

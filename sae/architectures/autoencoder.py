@@ -4,9 +4,8 @@
 
 with y = x, or what the input map makes of x (inputs.py). An architecture is its gate and how it is trained. W_dec has
 unit rows, so z_i is the length of feature i's contribution in the units of y, whatever the input scale s used in
-training. Every gate here commutes with a positive
-factor once its threshold, if it has one, is divided by s too; so `folded()` returns the same function with s = 1,
-which is what is saved and what other libraries load.
+training. Every gate here commutes with a positive factor once its threshold, if it has one, is divided by s too; so
+`folded()` returns the same function with s = 1, which is what is saved and what other libraries load.
 """
 
 import copy
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.architectures.inputs import InputMap, Moments, input_map
-from sae.config import SAEConfig
+from sae.config import SAEConfig, Sized
 from sae.errors import ShapeMismatch
 from sae.numerics.peers import ALONE, Peers
 from sae.numerics.product import chunk_rows_for
@@ -28,27 +27,6 @@ from sae.numerics.sparse import FlatCode, TopKCode, gather_sum
 from sae.numerics.step import Aux, Measure, Parameters, StepResult, normalise_rows, remove_parallel, sparse_step
 
 _PROBE_ENTRIES = 2**23  # pre-activations looked at to set a first threshold
-
-
-class Sized:
-    """The sizes in a configuration, by the names that other libraries use."""
-
-    config: SAEConfig
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.config.d_in
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.config.d_sae
-
-    @property
-    def k(self) -> int:
-        """Features kept for a row, or on average, or aimed at: see the architecture."""
-        return self.config.k
 
 
 class SparseAutoencoder(nn.Module, Sized, ABC):

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from activations_store import ActivationStore
-from sae.architectures.autoencoder import Sized, SparseAutoencoder
+from sae.architectures.autoencoder import SparseAutoencoder
 from sae.architectures.inputs import Moments
-from sae.config import SAEConfig
+from sae.config import SAEConfig, Sized
 from sae.contract import Loss, SparseDictionary
 from sae.errors import ConfigError
 from sae.numerics.peers import Peers

@@ -19,9 +19,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sae.architectures.autoencoder import Sized
 from sae.architectures.topk import TopKSAE
-from sae.config import SAEConfig
+from sae.config import SAEConfig, Sized
 from sae.numerics.sparse import TopKCode, gather_sum
 
 EPS = 1e-5
