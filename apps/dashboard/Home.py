@@ -19,6 +19,9 @@ page = st.navigation(
             st.Page(shell.STEERING_PAGE, title="Steering", icon=":material/tune:"),
             st.Page(shell.MEASUREMENTS_PAGE, title="Measurements", icon=":material/straighten:"),
         ],
+        "Keep": [
+            st.Page(shell.COMPARE_PAGE, title="Compare", icon=":material/compare_arrows:"),
+        ],
     }
 )
 shell.open_run()

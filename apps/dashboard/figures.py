@@ -195,6 +195,29 @@ def feature_map(groups: Mapping[str, Sequence[tuple[int, float, float, str]]], *
     return figure
 
 
+def sample_scatter(x: np.ndarray, y: np.ndarray, *, x_title: str, y_title: str, height: int = 320) -> go.Figure:
+    """One point a sample: how strongly two features are on in it.
+
+    Args:
+        x, y: (n,) activations >= 0.
+        x_title, y_title: whose they are.
+        height: pixels.
+    """
+    figure = go.Figure(
+        go.Scattergl(
+            x=numbers(x),
+            y=numbers(y),
+            mode="markers",
+            marker={"color": PALETTE[0], "size": 6, "opacity": 0.5},
+            hovertemplate="%{x:.3g}, %{y:.3g}<extra></extra>",
+        )
+    )
+    axes(figure, x_title, y_title, height)
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def density_histogram(density: np.ndarray, *, dense_above: float, height: int = 260) -> go.Figure:
     """How many features fire how often, on a logarithmic axis; dead features are counted beside it.
 

@@ -24,11 +24,8 @@ def examples(bundle: FeatureBundle, feature: int, found: list[Example]) -> None:
     names = [STRONGEST, *map(str, bundle.steps)]
     axis = shell.time_axis(bundle.steps, bundle.timesteps, bundle.log_snr)
     shown = address.one_of(links.STEP, what="step", choices=names, default=STRONGEST)
-    view = address.one_of(links.VIEW, what="view", choices=tiles.VIEWS, default="overlay")
-    colours = address.one_of(links.COLOURS, what="colour map", choices=tiles.COLOUR_MAPS, default=tiles.COLOUR_MAPS[0])
-    opacity = address.whole_number(links.OPACITY, what="opacity", low=0, high=100, default=_OPACITY)
+    look = look_of(address)
     rank = address.whole_number(links.EXAMPLE, what="example", low=1, high=len(found), default=1)
-    look = tiles.Look(view, colours, opacity / 100)
 
     st.subheader("Strongest examples")
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -42,39 +39,13 @@ def examples(bundle: FeatureBundle, feature: int, found: list[Example]) -> None:
             help="The step whose maps are shown; strongest: each example at its own strongest step.",
             width="stretch",
         )
-        st.segmented_control(
-            "Show",
-            list(tiles.VIEWS),
-            format_func=tiles.VIEWS.__getitem__,
-            key=widget(links.VIEW),
-            on_change=changed,
-            args=(links.VIEW,),
-            required=True,
-        )
-        st.selectbox(
-            "Colours",
-            list(tiles.COLOUR_MAPS),
-            key=widget(links.COLOURS),
-            on_change=changed,
-            args=(links.COLOURS,),
-            width=130,
-        )
-        st.slider(
-            "Opacity",
-            0,
-            100,
-            step=5,
-            format="%d %%",
-            key=widget(links.OPACITY),
-            on_change=changed,
-            args=(links.OPACITY,),
-            width=150,
-            disabled=view != "overlay",
-        )
+        look_widgets(look)
     shell.tell(address)
     step = None if shown == STRONGEST else int(shown)
     scale = bundle.stats(feature)["max"]
-    colour_bar(colours, scale, "each at its strongest step" if step is None else axis.label(bundle.steps.index(step)))
+    colour_bar(
+        look.colours, scale, "each at its strongest step" if step is None else axis.label(bundle.steps.index(step))
+    )
     pictures = readers.example_tiles(bundle.path, feature, step, look, tiles.SIDE)
     maps = bundle.maps(feature)
     with st.grid(columns=8, min_column_width=135):
@@ -93,6 +64,47 @@ def examples(bundle: FeatureBundle, feature: int, found: list[Example]) -> None:
                 st.text(example.prompt)
     one_example(bundle, feature, found[rank - 1], len(found), look)
     address.save()
+
+
+def look_of(address: Address) -> tiles.Look:
+    """How the address wants maps drawn."""
+    view = address.one_of(links.VIEW, what="view", choices=tiles.VIEWS, default="overlay")
+    colours = address.one_of(links.COLOURS, what="colour map", choices=tiles.COLOUR_MAPS, default=tiles.COLOUR_MAPS[0])
+    opacity = address.whole_number(links.OPACITY, what="opacity", low=0, high=100, default=_OPACITY)
+    return tiles.Look(view, colours, opacity / 100)
+
+
+def look_widgets(look: tiles.Look) -> None:
+    """The three controls of that, in a row that the caller opened."""
+    st.segmented_control(
+        "Show",
+        list(tiles.VIEWS),
+        format_func=tiles.VIEWS.__getitem__,
+        key=widget(links.VIEW),
+        on_change=changed,
+        args=(links.VIEW,),
+        required=True,
+    )
+    st.selectbox(
+        "Colours",
+        list(tiles.COLOUR_MAPS),
+        key=widget(links.COLOURS),
+        on_change=changed,
+        args=(links.COLOURS,),
+        width=130,
+    )
+    st.slider(
+        "Opacity",
+        0,
+        100,
+        step=5,
+        format="%d %%",
+        key=widget(links.OPACITY),
+        on_change=changed,
+        args=(links.OPACITY,),
+        width=150,
+        disabled=look.view != "overlay",
+    )
 
 
 def one_example(bundle: FeatureBundle, feature: int, chosen: Example, n_examples: int, look: tiles.Look) -> None:
