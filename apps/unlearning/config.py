@@ -106,7 +106,7 @@ def _esd(*settings: tuple[str, int, float]) -> tuple[Tuned, ...]:
     return tuple(Tuned(ESDSetting(iterations=iterations, lr=lr), phrase) for phrase, iterations, lr in settings)
 
 
-_OBJECT_SITES = ("cross-up0a", "cross-up0b")
+_OBJECT_SITES, _STYLE_SITES = ("cross-up0a", "cross-up0b"), ("cross-up1a", "cross-up1b")
 
 _DIRECTIONS: dict[str, tuple[Candidate, ...]] = {
     "object": _directions(OBJECT_SITE, *_OBJECT_SITES),
@@ -137,7 +137,10 @@ CANDIDATES: dict[str, dict[str, tuple[Candidate, ...]]] = {
     },
     "saeuron": {
         "object": _across(_OBJECT_SITES, (8, -1.0), (8, -2.0), (8, -4.0)),
-        "style": _across(tuple(CROSS_ATTENTION), (8, -0.75), (8, -1.0), (8, -1.25), (8, -1.5)),
+        "style": (
+            *_across(tuple(CROSS_ATTENTION), (8, -0.75), (8, -1.0), (8, -1.25), (8, -1.5)),
+            *_across(_STYLE_SITES, (8, -1.0), (8, -1.5)),
+        ),
     },
     "norm_scaled": {
         "object": _across(_OBJECT_SITES, (8, -0.1), (8, -0.3), (8, -1.0)),
