@@ -15,7 +15,6 @@ Names reach a path only through ``check_name``, so no name leaves the run folder
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +113,7 @@ class Run:
 
     def sae(self, name: str | None = None) -> Path:
         """Folder of the dictionary of this name, or of the only one; raises ``UnknownName``."""
-        return _choose(self, "dictionary", self.saes(), name)
+        return _choose(self, "sae", self.saes(), name)
 
     def bundle(self, name: str | None = None) -> Path:
         """Folder of the bundle of this name, or of the only one; raises ``UnknownName``."""
@@ -122,7 +121,7 @@ class Run:
 
     def recipe(self, name: str | None = None) -> Path:
         """Folder of the recipe of this name, or of the only one; raises ``UnknownName``."""
-        return _choose(self, "recipe", self.recipes(), name)
+        return _choose(self, "recipes", self.recipes(), name)
 
     def new(self, kind: str, name: str) -> Path:
         """Where a new member of a kind (sae, bundle, recipes, unlearn) goes."""
@@ -142,6 +141,23 @@ def run_of(path: str | Path) -> tuple[Run, str]:
     if path.parent.name in KINDS:
         return Run(path.parent.parent), path.name
     return Run(path.parent), MAIN
+
+
+def store_folder(path: str | Path) -> Path:
+    """The store itself, from a store folder or a run folder that holds one."""
+    path = Path(path)
+    inside = Run(path).store
+    return inside if (inside / STORE_MARK).is_file() and not (path / STORE_MARK).is_file() else path
+
+
+def sae_folder(path: Path) -> Path:
+    """The folder of a dictionary, from itself, or from a run (or its ``sae`` folder) that holds one.
+
+    Raises:
+        UnknownName: the run holds several; they are listed.
+    """
+    run = Run(path.parent) if path.name == "sae" else Run(path)
+    return path if (path / SAE_MARK).is_file() or not run.saes() else run.sae()
 
 
 def find_runs(root: str | Path) -> list[Run]:
@@ -202,25 +218,25 @@ def _members(folder: Path, mark: str) -> dict[str, Path]:
     return found
 
 
-_PLURAL = {"dictionary": "dictionaries", "bundle": "bundles", "recipe": "recipes"}
+_ONE_AND_MORE = {
+    "sae": ("dictionary", "dictionaries"),
+    "bundle": ("bundle", "bundles"),
+    "recipes": ("recipe", "recipes"),
+}
+_NEXT = {
+    "sae": "train one with: denoscope train RUN/store --site SITE",
+    "bundle": "build one with: denoscope features RUN",
+    "recipes": "make one with: denoscope unlearn --run RUN --object NAME",
+}
 
 
-def _choose(run: Run, what: str, members: dict[str, Path], name: str | None) -> Path:
+def _choose(run: Run, kind: str, members: dict[str, Path], name: str | None) -> Path:
     if name is not None and name in members:
         return members[name]
     if name is None and len(members) == 1:
         return next(iter(members.values()))
-    asked = f"no {what}" if not members else f"{len(members)} {_PLURAL[what]}"
-    asked = asked if name is None else f"no {what} {name!r}"
-    raise UnknownName(f"run {str(run.folder)!r} has {asked}; {_listed(what, sorted(members))}")
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    if names:
-        return f"choose one of: {', '.join(names)}."
-    next_step = {
-        "dictionary": "train one with: denoscope train RUN/store --site SITE",
-        "bundle": "build one with: denoscope features RUN",
-        "recipe": "make one with: denoscope unlearn --run RUN --object NAME",
-    }
-    return f"{next_step[what]}"
+    one, more = _ONE_AND_MORE[kind]
+    asked = f"no {one}" if not members else f"{len(members)} {more}"
+    asked = asked if name is None else f"no {one} {name!r}"
+    where = f"{', '.join(sorted(members))} (in {run.folder / kind})"
+    raise UnknownName(f"run {str(run.folder)!r} has {asked}; {f'choose one of: {where}.' if members else _NEXT[kind]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from apps.images import (
 from apps.measurement import Measurement, bootstrap_mean, read_measurement, wilson
 from apps.progress import table
 from apps.prompts import balanced
-from apps.runs import Run, check_name, find_runs, run_of, site_name
+from apps.runs import Run, check_name, find_runs, run_of, sae_folder, site_name
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)> & ' http://evil.example"
 
@@ -41,11 +42,24 @@ class TestRuns:
             (run.folder / path).write_text("{}")
         assert list(run.saes()) == ["a", "b"] and list(run.bundles()) == ["main"]
         assert run.sae("a") == run.folder / "sae" / "a" and run.bundle() == run.folder / "bundle"
-        with pytest.raises(UnknownName, match="choose one of: a, b"):
+        with pytest.raises(UnknownName, match=r"has 2 dictionaries; choose one of: a, b \(in .*x/sae\)"):
             run.sae()
         with pytest.raises(UnknownName, match="no recipe"):
             run.recipe()
         assert find_runs(tmp_path) == [run] and find_runs(run.folder) == [run]
+
+    def test_the_dictionary_that_a_path_means(self, tmp_path: Path) -> None:
+        run = Run(tmp_path / "x")
+        only = run.folder / "sae" / "a"
+        only.mkdir(parents=True)
+        (only / "cfg.json").write_text("{}")
+        assert sae_folder(run.folder) == sae_folder(only.parent) == sae_folder(only) == only
+        assert sae_folder(tmp_path / "elsewhere") == tmp_path / "elsewhere"  # what reads it says what is wrong
+        shutil.copytree(only, only.with_name("b"))
+        assert sae_folder(only) == only
+        for path in (run.folder, only.parent):
+            with pytest.raises(UnknownName, match="choose one of: a, b"):
+                sae_folder(path)
 
     @pytest.mark.parametrize("path", ["x/sae/a", "x/bundle/a"])
     def test_the_run_of_a_member(self, path: str) -> None:

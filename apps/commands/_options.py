@@ -74,15 +74,34 @@ def add_command(
         example: command lines, one a line.
         resumable: whether an interrupted run goes on when it is started again.
     """
-    parser = commands.add_parser(
+    parser = _described(commands, name, summary, about, example)
+    parser.set_defaults(run=run, resumable=resumable)
+    return parser
+
+
+def add_group(
+    commands: Commands, name: str, title: str, metavar: str, *, summary: str, about: str, example: str
+) -> Commands:
+    """A sub-command that is several: its help, and what its parts are added to.
+
+    Args:
+        commands: of the parent parser.
+        name: as it is typed.
+        title, metavar: what the parts are called in the help, and one of them in the usage line.
+        summary, about, example: as of ``add_command``.
+    """
+    parser = _described(commands, name, summary, about, example)
+    return parser.add_subparsers(title=title, metavar=metavar, required=True)
+
+
+def _described(commands: Commands, name: str, summary: str, about: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
         name,
         help=summary,
         description=about,
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines()),
         formatter_class=HelpFormatter,
     )
-    parser.set_defaults(run=run, resumable=resumable)
-    return parser
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -146,30 +165,3 @@ def new_file(path: str | Path, *, force: bool = False) -> Path:
     if path.exists() and not force:
         raise OutputExists(f"{str(path)!r} exists already; choose another --out, or pass --force to replace it.")
     return path
-
-
-def sae_folder(path: Path) -> Path:
-    """The folder of a dictionary, from itself, or from a run (or its ``sae`` folder) that holds one.
-
-    Raises:
-        InvalidOption: the run holds several; they are listed.
-    """
-    from apps.runs import SAE_MARK, Run
-
-    if (path / SAE_MARK).is_file():
-        return path
-    found = list((Run(path.parent) if path.name == "sae" else Run(path)).saes().values())
-    if len(found) > 1:
-        raise InvalidOption(
-            f"--sae {path}: it holds {len(found)} dictionaries; choose one of {', '.join(map(str, found))}."
-        )
-    return found[0] if found else path
-
-
-def store_folder(path: str | Path) -> Path:
-    """The store itself, from a store folder or a run folder that holds one."""
-    from apps.runs import STORE_MARK, Run
-
-    path = Path(path)
-    inside = Run(path).store
-    return inside if (inside / STORE_MARK).is_file() and not (path / STORE_MARK).is_file() else path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.commands import bench_unlearn, bench_unlearn_many
-from apps.commands._options import Commands, HelpFormatter, add_command, load_model, new_file, positive
+from apps.commands._options import Commands, add_command, add_group, load_model, new_file, positive
 
 _EXAMPLE = """
 denoscope bench canvas --n 1000 --out canvas.json --sheet canvas.png
@@ -53,14 +53,15 @@ QUICK_N = 96
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its parts."""
-    parser = commands.add_parser(
+    parts = add_group(
+        commands,
         "bench",
-        help="measure quality and write a measurement file",
-        description="Measure how good a part of the product is, on canvas, where the truth is known.",
-        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLE.strip().splitlines()),
-        formatter_class=HelpFormatter,
+        "parts",
+        "PART",
+        summary="measure quality and write a measurement file",
+        about="Measure how good a part of the product is, on canvas, where the truth is known.",
+        example=_EXAMPLE,
     )
-    parts = parser.add_subparsers(title="parts", metavar="PART", required=True)
     runs = {"sae": _sae, "directions": _directions, "information": _information, "lenses": _lenses}
     canvas = _add_part(parts, "canvas", _canvas)
     canvas.add_argument("--n", type=positive, default=1000, help="prompts; half as many for the held-out pairs")

@@ -106,9 +106,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _on_store(options: argparse.Namespace, target: Run, name: str) -> None:
     from activations_store import ActivationStore
-    from apps.commands._options import store_folder
     from apps.directions.on_store import bytes_read, finder_of, pair_direction, quality_table
-    from apps.runs import find_site
+    from apps.runs import find_site, store_folder
 
     store = ActivationStore.open(store_folder(options.run_folder))
     if options.method == "latent-svd":

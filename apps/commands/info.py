@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from apps.commands import info_site
-from apps.commands._options import Commands, HelpFormatter, add_command, add_model, load_model, positive
+from apps.commands._options import Commands, add_command, add_group, add_model, load_model, positive
 
 _EXAMPLE = """
 denoscope info mi --images canvas:16 --words object colour --out runs/info
@@ -55,15 +55,16 @@ SHOWN = 8
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its questions."""
-    parser = commands.add_parser(
+    parts = add_group(
+        commands,
         "info",
-        help="what words tell about images, and sites about labels, in nats",
-        description="Information in nats: of words about images, by the model's own denoising errors, and of a site's "
+        "questions",
+        "WHAT",
+        summary="what words tell about images, and sites about labels, in nats",
+        about="Information in nats: of words about images, by the model's own denoising errors, and of a site's "
         "activations about labels or prompts, by a small denoiser that is trained for them.",
-        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLE.strip().splitlines()),
-        formatter_class=HelpFormatter,
+        example=_EXAMPLE,
     )
-    parts = parser.add_subparsers(title="questions", metavar="WHAT", required=True)
     for what, (summary, about, example) in _QUESTIONS.items():
         part = add_command(parts, what, run, summary=summary, about=about + _ALL, example=example, resumable=True)
         part.set_defaults(what=what, form="standard", measure="mmi", context=False, template=None)

@@ -57,11 +57,10 @@ def add_parser(parts: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Check, estimate, train, show."""
     from activations_store import ActivationStore
-    from apps.commands._options import store_folder
     from apps.information.site import SiteRequest, site_row, site_table
     from apps.measurement import Measurement
     from apps.progress import Clock, bar
-    from apps.runs import Run, find_site
+    from apps.runs import Run, find_site, store_folder
     from apps.stages import Stages
     from probe.directions.rows import SiteRows
     from probe.information.learned import LABELS, ROWS, training_seconds

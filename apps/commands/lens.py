@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from apps.commands._options import Commands, HelpFormatter, add_command, add_model, add_sampling, positive, steps_range
+from apps.commands._options import Commands, add_command, add_group, add_model, add_sampling, positive, steps_range
 
 _EXAMPLES = """
 denoscope lens attention --prompt "a red star on dark background in flat style" --words star red --out star.png
@@ -51,18 +51,20 @@ denoscope lens invert --images canvas:4 --edit "a blue cup on white background i
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its lenses."""
-    parser = commands.add_parser(
+    lenses = add_group(
+        commands,
         "lens",
-        help="attention maps, features, segments, probes, tracing, drift, text layers, inversion",
-        description="Look at what a model attends to, computes, and needs. Every lens writes a PNG and, beside it, the "
+        "lenses",
+        "LENS",
+        summary="attention maps, features, segments, probes, tracing, drift, text layers, inversion",
+        about="Look at what a model attends to, computes, and needs. Every lens writes a PNG and, beside it, the "
         "numbers as JSON. What each lens is, and how well it does on canvas: docs/lenses.md.",
-        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=HelpFormatter,
+        example=_EXAMPLES,
     )
-    lenses = parser.add_subparsers(title="lenses", metavar="LENS", required=True, dest="lens")
 
     def lens(name: str, summary: str, about: str, example: str, *, model: bool = True) -> argparse.ArgumentParser:
         made = add_command(lenses, name, run, summary=summary, about=about, example=example)
+        made.set_defaults(lens=name)
         if model:
             add_model(made)
         made.add_argument("--out", type=Path, required=True, help="PNG file to write; numbers go to the same name.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apps.commands._options import Commands, HelpFormatter, add_command, new_file, positive, steps_range
+from apps.commands._options import Commands, add_command, add_group, new_file, positive, steps_range
 
 _EXAMPLES = """
 denoscope sae eval runs/x
@@ -31,18 +31,16 @@ PART_FOLDER = ".parts"
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its actions."""
-    about = (
-        "Measure, compare and convert dictionaries: those of a run, and folders of sae-lens, eai-sparsify, SAeUron, "
-    )
-    about += "sdxl-unbox and OpenAI."
-    parser = commands.add_parser(
+    actions = add_group(
+        commands,
         "sae",
-        help="measure, compare and convert dictionaries",
-        description=about,
-        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=HelpFormatter,
+        "actions",
+        "ACTION",
+        summary="measure, compare and convert dictionaries",
+        about="Measure, compare and convert dictionaries: those of a run, and folders of sae-lens, eai-sparsify, "
+        "SAeUron, sdxl-unbox and OpenAI.",
+        example=_EXAMPLES,
     )
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_eval(actions)
     compare = add_command(
         actions,

@@ -12,7 +12,6 @@ from apps.commands._options import (
     add_sampling,
     load_model,
     positive,
-    sae_folder,
     steps_range,
 )
 
@@ -167,6 +166,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
         options.model = options.model or (made_with or {}).get("name")
         return Asked(push, (about["factor"], about["positive"]) if known else None, made_with)
     from apps.checks import fingerprint_of, model_of
+    from apps.runs import sae_folder
     from sae import load_sae
 
     if options.unit == "std":

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.commands._options import Commands, HelpFormatter, add_command, steps_range, store_folder
+from apps.commands._options import Commands, add_command, add_group, steps_range
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
@@ -54,18 +54,16 @@ denoscope store export runs/x --format safetensors --sites unet.mid_block:out --
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its actions."""
-    about = (
-        "Look at, check, mend, clean, join, cut, copy and export activation stores. STORE is a store or a run folder; "
-        "for info, verify and copy it may be s3://BUCKET/KEY too."
-    )
-    parser = commands.add_parser(
+    actions = add_group(
+        commands,
         "store",
-        help="inspect, verify, repair, merge, cut, copy and export stores",
-        description=about,
-        epilog="example:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.strip().splitlines()),
-        formatter_class=HelpFormatter,
+        "actions",
+        "ACTION",
+        summary="inspect, verify, repair, merge, cut, copy and export stores",
+        about="Look at, check, mend, clean, join, cut, copy and export activation stores. STORE is a store or a run "
+        "folder; for info, verify and copy it may be s3://BUCKET/KEY too.",
+        example=_EXAMPLES,
     )
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     info = add_command(
         actions, "info", run_info, summary="what a store holds", about="Print what a store holds.", example=_INFO
     )
@@ -195,6 +193,7 @@ def run_verify(options: argparse.Namespace) -> int:
 def run_gc(options: argparse.Namespace) -> None:
     """Remove leftovers."""
     from activations_store import gc
+    from apps.runs import store_folder
 
     removed = gc(store_folder(options.store), older_than_hours=options.older_than)
     for path in removed:
@@ -259,6 +258,7 @@ def _place(text: str) -> str | Path:
 
 def _open(path: str | Path) -> ActivationStore:
     from activations_store import ActivationStore
+    from apps.runs import store_folder
 
     return ActivationStore.open(path if isinstance(path, str) else store_folder(path))
 

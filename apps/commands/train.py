@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.commands._options import Commands, add_command, positive, steps_range, store_folder
+from apps.commands._options import Commands, add_command, positive, steps_range
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.errors import InvalidOption
     from apps.measurement import read_json
     from apps.progress import Clock
-    from apps.runs import find_site, run_of
+    from apps.runs import find_site, run_of, store_folder
     from sae.training.job import TrainJob
 
     if options.processes > 1 and started_by_launcher():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.errors import InvalidOption, RunNotFound, UnknownName
 from apps.progress import bar
-from apps.runs import STORE_MARK, Run, find_site, run_of
+from apps.runs import STORE_MARK, Run, find_site, run_of, store_folder
 from apps.stages import Stages, file_hash
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def find_targets(
     """
     from activations_store import ActivationStore
     from apps.checks import check_dictionary
-    from apps.commands._options import store_folder
     from sae import open_sae
 
     found: list[Target] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.commands._options import load_model, new_file, store_folder
+from apps.commands._options import load_model, new_file
 from apps.errors import InvalidOption
 from apps.images import labelled_grid
 from apps.lenses.sheets import dotted, number_table, save, stacked, wrapped
@@ -30,7 +30,7 @@ SHOWN = 4
 def probing(options: argparse.Namespace) -> None:
     """Held-out accuracy of a linear probe at every site and step of a store."""
     from activations_store import ActivationStore
-    from apps.runs import find_site
+    from apps.runs import find_site, store_folder
     from probe.lenses import probe_grid, store_vectors
 
     out, store = new_file(options.out, force=options.force), ActivationStore.open(store_folder(options.run_folder))
