@@ -50,3 +50,15 @@ class MissingExtra(AppError, ImportError):
 
 class ProcessesFailed(AppError, RuntimeError):
     """One of the processes that a command started ended with an error."""
+
+
+class CannotDraw(AppError, ValueError):
+    """A run's model cannot be asked for another image: the run holds real images, or the model is another."""
+
+
+class ModelMissing(AppError, FileNotFoundError):
+    """A model is not on this machine; the message has the command that brings it."""
+
+
+class NotEnoughRoom(AppError, MemoryError):
+    """Memory ran out; the message says what was asked."""

@@ -8,11 +8,14 @@ is answered with a sentence (``problems``). Widgets use the key ``widget(key)`` 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import streamlit as st
 
-from apps.dashboard.links import one_of, whole_number
+from apps.dashboard.links import one_of, quoted, whole_number
+
+T = TypeVar("T")
 
 
 class Address:
@@ -41,6 +44,31 @@ class Address:
         value, problem = whole_number(text, what=what, low=low, high=high, default=default)
         self._show(key, value, str(value), problem)
         return value
+
+    def parsed(self, key: str, *, what: str, parse: Callable[[str], T], default: str) -> T:
+        """The value of ``key`` as ``parse`` reads it; its widget shows the text.
+
+        Args:
+            key: in the address.
+            what: its name in the sentence, such as ``region``.
+            parse: raises ValueError, with what is expected, for a text that is none.
+            default: a text that it reads; shown if there is no value or a wrong one.
+        """
+        text, problem = st.query_params.get(key), None
+        last = st.session_state.get(_last(key)) if text is None else None
+        for candidate in (text, last):
+            if candidate is None:
+                continue
+            try:
+                value = parse(candidate)
+            except ValueError as error:
+                if candidate is text:
+                    problem = f"The link asks for {what} {quoted(candidate)}; {error}. Showing {quoted(default)}."
+            else:
+                self._show(key, candidate, candidate, None)
+                return value
+        self._show(key, default, default, problem)
+        return parse(default)
 
     def save(self) -> None:
         """Writes what is shown into the address, in one change."""
