@@ -28,7 +28,7 @@ from apps.commands import (
     train,
     unlearn,
 )
-from apps.commands._options import HelpFormatter
+from apps.commands._options import HelpFormatter, as_typed
 
 PACKAGES = ("activations_store", "apps", "probe", "sae")
 FAILED, INTERRUPTED = 2, 130
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not _is_expected(error):
             raise
-        print(f"denoscope: error: {one_line(error)}", file=sys.stderr)
+        print(f"denoscope: error: {as_typed(one_line(error), options)}", file=sys.stderr)
         return FAILED
     return int(result or 0)
 

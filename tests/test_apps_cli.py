@@ -68,6 +68,16 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_messages_spell_settings_as_they_are_typed() -> None:
+    from apps.commands._options import as_typed
+
+    options = build_parser().parse_args(["collect", "--sites", "mid_block", "--out", "x"])
+    said = "pool='mean' takes 2 MB; branches=('uncond', 'cond'); batch_size=8. dtype='int8' or max_samples_per_shard=1"
+    assert as_typed(said, options) == (
+        "--pool mean takes 2 MB; --branches uncond cond; --batch-size 8. --dtype int8 or max_samples_per_shard=1"
+    )
+
+
 def test_help_wraps_text_and_says_defaults_plainly() -> None:
     import argparse
 
@@ -160,6 +170,7 @@ def test_a_dry_run_says_the_size_and_writes_nothing(
     assert main([str(a) for a in [*arguments, "--out", out, "--dry-run"]]) == 0
     text = capsys.readouterr().out
     assert "6 samples x 4 steps x 2 branches" in text and "unet.up_blocks.0:out" in text
+    assert "cheaper, each alone: " in text and "--branches cond " in text and "--pool mean " in text
     assert not out.exists()
 
 

@@ -68,19 +68,19 @@ def test_disk_is_predicted_within_a_tenth(tiny_pipe, tmp_path, changes):
 def test_an_estimate_reads_as_a_table(tiny_pipe):
     text = str(estimate(tiny_pipe, make_plan(tiny_pipe)))
     assert "5 samples x 3 steps x 2 branches" in text and "images" in text and MID in text
-    assert "memory at most" in text and "cheaper, each alone:" in text and "--pool mean" in text
+    assert "memory at most" in text and "cheaper, each alone:" in text and "pool='mean'" in text
 
 
 def test_cheaper_settings_have_the_sizes_they_would_have(tiny_pipe):
     plan = make_plan(tiny_pipe, n=64, steps=4, dtype="float32", images=False)
     found = {c.setting: c.total_bytes for c in estimate(tiny_pipe, plan).cheaper}
     now = estimate(tiny_pipe, plan).total_bytes
-    assert set(found) == {"2 of the 4 steps", "--branches cond", "--dtype float16", "--dtype int8", "--pool mean"}
+    assert set(found) == {"2 of the 4 steps", "branches=('cond',)", "dtype='float16'", "dtype='int8'", "pool='mean'"}
     for setting, changes in [
-        ("--dtype float16", {"dtype": "float16"}),
-        ("--dtype int8", {"dtype": "int8"}),
-        ("--pool mean", {"pool": "mean"}),
-        ("--branches cond", {"branches": ("cond",)}),
+        ("dtype='float16'", {"dtype": "float16"}),
+        ("dtype='int8'", {"dtype": "int8"}),
+        ("pool='mean'", {"pool": "mean"}),
+        ("branches=('cond',)", {"branches": ("cond",)}),
         ("2 of the 4 steps", {"record_steps": (0, 2)}),
     ]:
         plan = make_plan(tiny_pipe, n=64, **({"steps": 4, "dtype": "float32", "images": False} | changes))
@@ -96,7 +96,7 @@ def test_what_does_not_fit_the_disk_is_refused_with_cheaper_settings(tiny_pipe, 
             run(tiny_pipe, plan, tmp_path / "s")
         message = str(caught.value)
         assert "only 30 MB are free" in message and "2 of the 4 steps takes" in message
-        assert "--pool mean takes" in message and "samples would fit" in message
+        assert "pool='mean' takes" in message and "samples would fit" in message
         assert isinstance(caught.value, OSError) and not (tmp_path / "s").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,26 @@ def steps_range(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a range of steps such as 5-14 or 0-4,10-14")
         steps |= set(range(int(low), int(high or low) + 1))
     return tuple(sorted(steps))
+
+
+_SETTING = re.compile(r"\b([a-z][a-z_]*)=('[\w.+-]*'|\((?:'[\w.+-]*',? ?)+\)|[\w.+-]+)")
+
+
+def as_typed(text: str, options: argparse.Namespace) -> str:
+    """A message of the libraries for those who typed a command: settings in its own spelling where it has them.
+
+    The libraries speak of fields: ``dtype='int8'``, ``branches=('cond',)``. Here that is ``--dtype int8`` and
+    ``--branches cond``, for a command with such options.
+    """
+
+    def typed(setting: re.Match[str]) -> str:
+        name, value = setting.groups()
+        if name not in options:
+            return setting[0]
+        words = re.findall(r"[\w.+-]+", value)
+        return " ".join([f"--{name.replace('_', '-')}", *words])
+
+    return _SETTING.sub(typed, text)
 
 
 def load_model(options: argparse.Namespace) -> DiffusionPipeline:

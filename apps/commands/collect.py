@@ -11,6 +11,7 @@ from apps.commands._options import (
     add_command,
     add_model,
     add_sampling,
+    as_typed,
     load_model,
     positive,
     steps_range,
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     if started:
         check_same_plan(pipe, plan, target)
     if not started or options.dry_run:
-        print(estimate(pipe, plan, None if started else out))
+        print(as_typed(str(estimate(pipe, plan, None if started else out)), options))
     if options.dry_run:
         return
     clock = Clock()

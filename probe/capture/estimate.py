@@ -107,7 +107,8 @@ def estimate(pipe: Pipeline, plan: CapturePlan | ImagePlan, out: str | Place | N
         trial = source.trial(batch)
     except torch.OutOfMemoryError as error:
         raise NotEnoughMemory(
-            f"estimate: a batch of {batch} samples does not fit the memory of {device}; lower --batch-size."
+            f"estimate: a batch of {batch} samples does not fit the memory of {device}; choose "
+            f"batch_size={max(1, batch // 2)}."
         ) from error
     images = 0.0 if trial.images is None else float(np.mean([len(png_bytes(image)) for image in trial.images]))
     per_sample = images + trial.other_bytes

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +35,7 @@ class Cheaper(NamedTuple):
     """A setting that takes less disk.
 
     Attributes:
-        setting: what to change, in the spelling of ``denoscope collect``; the plan has fields of the same names.
+        setting: what to change: a field of the plan and its value, such as ``pool='mean'``, or fewer steps.
         total_bytes: of the whole store with this change alone.
     """
 
@@ -108,21 +108,20 @@ def cheaper_settings(source: Source, rest: int = 0) -> list[Cheaper]:
         rest: bytes that none of them changes (images).
     """
     plan, steps, shapes = source.plan, source.steps, source.observed.shapes
+    changes: list[dict[str, Any]] = [{"branches": ("cond",)}] if len(plan.branches) > 1 else []
+    changes += [{"dtype": dtype} for dtype in ("float16", "int8")[plan.dtype != "float32" :]]
+    most = max(shape.tokens for shape in shapes.values())
+    if plan.pool is None:
+        changes += [{"tokens": n} for n in (256, 64, 16) if n < min(most, plan.tokens or most)]
+        changes += [{"pool": "mean"}] if most > 1 else []
     tried: list[tuple[str, Recording, tuple[int, ...]]] = []
     if len(steps) > 1:
         kept = steps[:: 2 if len(steps) < 8 else 4]
         tried.append((f"{len(kept)} of the {len(steps)} steps", plan, kept))
-    if len(plan.branches) > 1:
-        tried.append(("--branches cond", replace(plan, branches=("cond",)), steps))
-    for dtype in ("float16", "int8")[plan.dtype != "float32" :]:
-        tried.append((f"--dtype {dtype}", replace(plan, dtype=dtype), steps))
-    most = max(shape.tokens for shape in shapes.values())
-    if plan.pool is None:
-        for n in (256, 64, 16):
-            if n < min(most, plan.tokens or most):
-                tried.append((f"--tokens {n}", replace(plan, tokens=n), steps))
-        if most > 1:
-            tried.append(("--pool mean", replace(plan, tokens=None, pool="mean"), steps))
+    for change in changes:
+        (name,) = change
+        alone = {"tokens": None} if name == "pool" else {}
+        tried.append((f"{name}={change[name]!r}", replace(plan, **alone, **change), steps))
     now = spec_of(source).n_bytes
     found = [Cheaper(name, source.observed.spec(other, kept).n_bytes + rest) for name, other, kept in tried]
     return sorted((c for c in found if c.total_bytes < now + rest), key=lambda c: -c.total_bytes)
@@ -169,11 +168,12 @@ def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, 
     available = available_memory()
     if available is not None and memory > available:
         least = buffer_bytes(replace_shard(source, 1), source.plan)
+        cheaper = [c.setting for c in cheaper_settings(source)]
         raise NotEnoughMemory(
             f"collect: {human_bytes(memory)} of memory are needed ({human_bytes(buffer_bytes(spec, source.plan))} for "
             f"shards of {spec.samples_per_shard} samples), but only {human_bytes(available)} are available. Cheaper: "
             f"shards of one sample (max_samples_per_shard=1 of a plan in Python) take {human_bytes(least)}; a smaller "
-            "--batch-size; or one of " + "; ".join(c.setting for c in cheaper_settings(source)) + "."
+            f"batch, such as batch_size={max(1, source.plan.batch_size // 2)}; or one of {'; '.join(cheaper)}."
         )
 
 
