@@ -21,6 +21,7 @@ page = st.navigation(
         ],
         "Keep": [
             st.Page(shell.COMPARE_PAGE, title="Compare", icon=":material/compare_arrows:"),
+            st.Page(shell.LISTS_PAGE, title="Lists", icon=":material/star:"),
         ],
     }
 )

@@ -15,6 +15,7 @@ FEATURE, STEP, EXAMPLE = "f", "ft_step", "ft_example"
 VIEW, COLOURS, OPACITY, UNIT, BUNDLE, RUN = "ft_map", "ft_colours", "ft_opacity", "unit", "sae", "run"
 RESULT, UNLEARNED, EDIT, SWEEP, DIRECTION = "me_file", "un_file", "un_edit", "st_file", "dr"
 COMPARED, OTHER, LOCKED = "cp_with", "cp_f", "cp_step"
+LIST, LIST_MODE, LIST_PAGE = "ls", "ls_mode", "ls_page"
 _LISTED = 8  # names that are told
 _SHOWN = 40  # characters of a wrong value that are repeated to the reader
 

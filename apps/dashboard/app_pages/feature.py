@@ -13,7 +13,9 @@ import streamlit as st
 from apps.dashboard import browse, figures, gallery, links, readers, shell, tiles
 from apps.dashboard.address import Address, changed, go, widget
 from apps.dashboard.chart_style import CONFIG
-from apps.dashboard.shell import Opened, provenance, reading
+from apps.dashboard.feature_lists import Item
+from apps.dashboard.shell import COMPARE_PAGE, Opened, provenance, reading
+from apps.dashboard.star import star
 from sae import ConceptScores, FeatureBundle
 
 PROMPT = "a photo of a cat"
@@ -64,8 +66,21 @@ def header(address: Address, bundle: FeatureBundle, default: int) -> int:
             key="random",
             help="A random feature that is not dead.",
         )
+        keep(bundle, feature)
     shell.tell(address)
     return feature
+
+
+def keep(bundle: FeatureBundle, feature: int) -> None:
+    """Into a list, or beside another feature."""
+    opened = shell.opened()
+    star(opened.run, Item(opened.name or "", feature, bundle.bundle_hash[:8]))
+    st.page_link(
+        COMPARE_PAGE,
+        label="Compare",
+        icon=":material/compare_arrows:",
+        query_params={links.FEATURE: str(feature), **({links.BUNDLE: opened.name} if opened.name else {})},
+    )
 
 
 def numbers(bundle: FeatureBundle, row: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from apps.dashboard.readers.dictionaries import decoder as decoder
 from apps.dashboard.readers.dictionaries import dictionary as dictionary
 from apps.dashboard.readers.dictionaries import direction as direction
 from apps.dashboard.readers.dictionaries import metrics as metrics
+from apps.dashboard.readers.lists import lists as lists
 from apps.dashboard.readers.matches import Place as Place
 from apps.dashboard.readers.matches import common_samples as common_samples
 from apps.dashboard.readers.matches import matches as matches
