@@ -12,6 +12,7 @@ page = st.navigation(
         "Explore": [
             st.Page(shell.HOME_PAGE, title="Home", icon=":material/home:", default=True),
             st.Page(shell.FEATURE_PAGE, title="Feature", icon=":material/blur_on:"),
+            st.Page(shell.INSPECT_PAGE, title="Inspect", icon=":material/search:"),
             st.Page(shell.DIRECTIONS_PAGE, title="Directions", icon=":material/arrow_outward:"),
         ],
         "Results": [

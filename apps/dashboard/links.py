@@ -16,6 +16,9 @@ VIEW, COLOURS, OPACITY, UNIT, BUNDLE, RUN = "ft_map", "ft_colours", "ft_opacity"
 RESULT, UNLEARNED, EDIT, SWEEP, DIRECTION = "me_file", "un_file", "un_edit", "st_file", "dr"
 COMPARED, OTHER, LOCKED = "cp_with", "cp_f", "cp_step"
 LIST, LIST_MODE, LIST_PAGE = "ls", "ls_mode", "ls_page"
+INSPECT, SAMPLE, CELLS, SORT, DENSE = "in_from", "in_sample", "in_cells", "in_sort", "in_dense"
+AT, BRANCH, SHOWN, LOOK, AGAINST, SECOND = "in_step", "in_branch", "in_f", "in_map", "in_with", "in_b"
+PROMPT, SEED, GUIDANCE = "in_prompt", "in_seed", "in_guidance"
 _LISTED = 8  # names that are told
 _SHOWN = 40  # characters of a wrong value that are repeated to the reader
 

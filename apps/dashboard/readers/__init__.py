@@ -26,6 +26,13 @@ from apps.dashboard.readers.results import found as found
 from apps.dashboard.readers.results import measurement as measurement
 from apps.dashboard.readers.results import steered as steered
 from apps.dashboard.readers.results import unlearned as unlearned
+from apps.dashboard.readers.samples import matching as matching
+from apps.dashboard.readers.samples import opened_store as opened_store
+from apps.dashboard.readers.samples import own_codes as own_codes
+from apps.dashboard.readers.samples import sample as sample
+from apps.dashboard.readers.samples import sample_codes as sample_codes
+from apps.dashboard.readers.samples import sample_image as sample_image
+from apps.dashboard.readers.samples import sites_of as sites_of
 from apps.dashboard.readers.stamps import Stamp as Stamp
 from apps.dashboard.readers.stamps import json_object as json_object
 from apps.dashboard.readers.stamps import stamp as stamp
