@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from apps.bench.unlearn.bench import Bench, bench_unlearn, best_sae
+from apps.bench.unlearn.choose import REFUSED
 from apps.bench.unlearn.config import UnlearnBench
 from apps.bench.unlearn.estimate import estimate
 from apps.bench.unlearn.figure import frontier_svg
 from apps.bench.unlearn.pool import run_jobs
 from apps.bench.unlearn.prepare import prepare
 from apps.bench.unlearn.tables import markdown_table, ratios_of, scores_table, target_rows
-from apps.bench.unlearn.target import REFUSED, spread_rows
+from apps.bench.unlearn.target import spread_rows
 from apps.bench.unlearn.world import CanvasWorld, chosen_targets, compared_rows, dealt_rows, rows_for
 from apps.cli import build_parser, main
 from apps.errors import InvalidOption, ProcessesFailed, UnknownName
@@ -156,7 +157,7 @@ def test_a_killed_process_is_told_and_the_rest_goes_on(config: UnlearnBench):
     bench = Bench(config)
     prepare(bench)
     first = run_jobs(bench, [("score", "no_edit", "object", "star")], 1, nothing)
-    stage = bench.run.stage("score-no_edit-object-star")
+    stage = bench.run.stage("score-no_edit-object-star-1")
     before = stage.stat().st_mtime_ns
 
     def kill() -> None:
@@ -173,6 +174,12 @@ def test_a_killed_process_is_told_and_the_rest_goes_on(config: UnlearnBench):
     again = run_jobs(bench, jobs, 1, nothing)
     assert again[0] == first[0] and stage.stat().st_mtime_ns == before
     assert again[1]["method"] == "uce" and len(again[1]["tried"]) == 2
+    # More test images choose nothing again, and leave the scores of fewer.
+    choice, fewer = (bench.run.stage(name) for name in ("choose-uce-object-star", "score-uce-object-star-1"))
+    before = choice.stat().st_mtime_ns
+    (more,) = run_jobs(Bench(replace(config, retain_seeds=2)), jobs[1:], 1, nothing)
+    assert choice.stat().st_mtime_ns == before and fewer.is_file()
+    assert more["tried"] == again[1]["tried"] and len(more["artifact"]) > len(again[1]["artifact"])
 
 
 def test_numbers_are_the_protocols(config: UnlearnBench):
@@ -236,11 +243,11 @@ def test_features_their_control_and_an_attack(config: UnlearnBench, monkeypatch)
     assert sum(r["part"] == "setting" for r in measured.rows) == 2
     # Another edit of the best method is another control.
     bench = Bench(config, {"object": "saeuron"})
-    said = bench.run.stage("score-random_direction-object-star").read_text()
+    said = bench.run.stage("score-random_direction-object-star-1").read_text()
     monkeypatch.setitem(CANDIDATES, "saeuron", {"object": settings[:1], "style": ()})
     run_jobs(bench, [("score", "saeuron", "object", "star")], 1, nothing)
     run_jobs(bench, [("score", "random_direction", "object", "star")], 1, nothing)
-    assert bench.run.stage("score-random_direction-object-star").read_text() != said
+    assert bench.run.stage("score-random_direction-object-star-1").read_text() != said
 
     check_unlearn(config, "random_direction", monkeypatch)
 

@@ -137,7 +137,7 @@ def test_lists_of_targets_share_a_folder_and_no_stage_notices(tmp_path: Path) ->
     }  # fmt: skip
     star, moon = (UnlearnBench(tmp_path, ("no_edit",), (("object", name),), **small) for name in ("star", "moon"))
     bench_unlearn(star, lambda line: None)
-    stage = Run(tmp_path).stage("score-no_edit-object-star")
+    stage = Run(tmp_path).stage("score-no_edit-object-star-1")
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "unlearn" / "unedited").rglob("*.png")}
     done = stage.stat().st_mtime_ns
     other = Bench(moon)

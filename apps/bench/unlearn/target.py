@@ -1,4 +1,4 @@
-"""One method on one target: choose a setting on validation images, draw the test images, judge, attack.
+"""One method on one target: draw the test images with its chosen edit, judge, attack, audit.
 
 Every function here is a stage: what it returns is JSON, is kept in the work folder, and is not made again.
 """
@@ -12,23 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apps.bench.unlearn.choose import choice_key, chosen
 from apps.bench.unlearn.prepare import Bench
 from apps.bench.unlearn.world import rows_for
 from apps.images import save_png
 from apps.stages import Stages, key_hash
 from apps.unlearning import edits as unlearning
 from apps.unlearning import prompt_grids
-from apps.unlearning.methods import Edits, method
+from apps.unlearning.methods import Edits
 
 if TYPE_CHECKING:
     from probe.unlearning import PromptGrid, UnlearnScores
 
-VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
-"""Scores of a setting on validation images that are kept."""
-REFUSED = "unedited: no setting fits"
-"""The setting of a method that has no edit for a target. It is scored as one that changes nothing, which is what its
-user gets; leaving the target out would flatter the method.
-"""
 UNATTACKED = "none"
 """The attack stage's own name for the prompts as they are."""
 _N_SHOWN = 10  # at least as many as the sheets have columns
@@ -46,6 +41,8 @@ def run_stage(bench: Bench, what: str, name: str, factor: str, label: str) -> di
     """
     work, key = {"score": (_score, _score_key), "attack": (_attack, _attack_key), "audit": (_audit, _audit_key)}[what]
     stage = f"{what}-{name}-{factor}-{label}"
+    if what == "score":  # few retained images first, all of them later: both stay
+        stage += f"-{bench.config.retain_seeds}"
     outputs = [] if name == "no_edit" else [bench.recipe_folder(name, factor, label) / "recipe.json"]
     return Stages(bench.run, lambda line: None, 1).do(
         stage, stage, key(bench, name, factor, label), lambda: work(bench, name, factor, label), outputs=outputs
@@ -54,113 +51,60 @@ def run_stage(bench: Bench, what: str, name: str, factor: str, label: str) -> di
 
 def _score_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     """All that decides what the test images look like."""
-    settings = bench.config.settings(method(name), factor, label)
-    used = sorted({used for setting in settings for used in setting.uses})
-    learns = method(name).kind in ("direction", "sae")
-    key = {
-        "model": bench.model_hash,
-        "target": [factor, label],
-        "settings": [asdict(setting) for setting in settings],
-        "dictionaries": {used: bench.weights_hash(used) for used in used},
-        "store": bench.learned.recorded.hashes if learns else None,
-        "validation": prompt_grids.grid_record(_validation(bench, factor, label)),
+    test = {
         "test": prompt_grids.grid_record(_test(bench, factor, label)),
         "compared": prompt_grids.grid_record(bench.world.test.select(bench.compared.other)),
-        "sampling": asdict(bench.world.sampling),
     }
-    if name == "random_direction":
-        of = bench.best_sae[factor]
-        key |= {"of": of, "of_key": _score_key(bench, of, factor, label)["key_hash"]}
-    return {"key_hash": key_hash(key), "settings": key["settings"]}
+    return {"choice": choice_key(bench, name, factor, label)["key_hash"], "test": key_hash(test)}
 
 
 def _attack_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
-    given = {"attacks": list(bench.config.attacks), "images": bench.config.attack_images}
-    return {"score": _score_key(bench, name, factor, label)["key_hash"]} | given
+    return {
+        "choice": choice_key(bench, name, factor, label)["key_hash"],
+        "attacks": list(bench.config.attacks),
+        "asked": prompt_grids.grid_record(_asked(bench, factor, label)),
+    }
 
 
 def _audit_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
-    return {"score": _score_key(bench, name, factor, label)["key_hash"]}
-
-
-def _validation(bench: Bench, factor: str, label: str) -> PromptGrid:
-    return bench.world.validation(factor, label, *bench.config.validation)
+    return {"choice": choice_key(bench, name, factor, label)["key_hash"]}
 
 
 def _test(bench: Bench, factor: str, label: str) -> PromptGrid:
     return bench.world.test.select(rows_for(bench.world.test, factor, label, bench.config.retain_seeds))
 
 
+def _asked(bench: Bench, factor: str, label: str) -> PromptGrid:
+    """The test prompts that are attacked."""
+    test = bench.world.test
+    return test.select(spread_rows(test, factor, label, bench.config.attack_images))
+
+
 def _score(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
-    """Choose a setting, draw the test images with it, judge them."""
-    from probe.interventions import Recipe
+    """Draw the test images with the chosen edit, judge them."""
     from probe.unlearning import Predictions
     from probe.unlearning.evaluate import pixel_change
 
-    chosen, edits, tried = _choose(bench, name, factor, label)
+    choice, edits = chosen(bench, name, factor, label)
     rows = rows_for(bench.world.test, factor, label, bench.config.retain_seeds)
     grid = bench.world.test.select(rows)
     before = bench.baseline_images[np.searchsorted(bench.drawn, rows)]
     images, cost = _draw(bench, grid, edits) if edits else (before, {})
-    if name != "no_edit":
-        folder = bench.recipe_folder(name, factor, label)
-        unlearning.remove_recipe(folder)
-        about = {"method": name, "target": [factor, label], "setting": chosen}
-        Recipe.of(bench.pipe, edits, about).save(folder)
     _show(bench, name, factor, label, grid, images)
     judged = Predictions.of(bench.world.judge(images), prompt_grids.DOMAINS)
     return {
         "method": name,
         "factor": factor,
         "label": label,
-        "setting": chosen,
+        "setting": choice["setting"],
         "site": " + ".join(dict.fromkeys(str(edit.where) for edit in edits)),
-        "tried": tried,
+        "tried": choice["tried"],
         "judged": {domain: list(values) for domain, values in judged.labels.items()},
         "artifact": judged.artifact.tolist(),
         "change": pixel_change(before, images).tolist(),
         "distance": _distance(bench, factor, label, rows, images),
-        "cost": cost | {"fit_seconds": sum(row.get("fit_seconds", 0.0) for row in tried)},
+        "cost": cost | {"fit_seconds": sum(row.get("fit_seconds", 0.0) for row in choice["tried"])},
     }
-
-
-def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edits, list[dict[str, Any]]]:
-    """(setting, edit, what was tried with the best first).
-
-    A method with a single setting is not validated, unless it edits features: those are compared with each other. Where
-    every setting is refused, nothing is edited.
-    """
-    from probe.errors import InvalidRequest
-    from probe.unlearning import search
-
-    m, sampling = method(name), asdict(bench.world.sampling)
-    settings = bench.config.settings(m, factor, label)
-    fitted: dict[str, Edits] = {}
-    seconds, refused = {}, []
-    for setting in settings:
-        start = time.perf_counter()
-        try:
-            fitted[setting.name] = m.fit(bench.learned, factor, label, setting)
-        except InvalidRequest as error:  # a setting may not suit a concept: no feature of its own, for example
-            refused.append({"setting": setting.name, "refused": str(error)})
-        else:
-            seconds[setting.name] = {"fit_seconds": time.perf_counter() - start}
-    if not fitted:
-        fitted[REFUSED] = ()
-    elif len(settings) == 1 and m.kind != "sae":
-        (only,) = fitted
-        return only, fitted[only], [{"setting": only} | seconds[only]]
-    found = search(
-        bench.pipe, bench.world.judge, _validation(bench, factor, label), (factor, label), fitted,
-        domains=prompt_grids.DOMAINS, **sampling,
-    )  # fmt: skip
-    tried = [
-        {"setting": one.name, **seconds.get(one.name, {}), "objective": one.objective}
-        | {score: one.scores[score].value for score in VALIDATED}
-        for one in found
-    ]
-    best = found[0].name
-    return best, fitted[best], tried + refused
 
 
 def _generate(bench: Bench, grid: PromptGrid, edits: Edits, progress: Any = None) -> np.ndarray:
@@ -222,10 +166,9 @@ def _attack(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     from probe.unlearning import Predictions
     from probe.unlearning.attacks import ATTACKS
 
-    edits = _chosen_edits(bench, name, factor, label)
-    test, judge = bench.world.test, bench.world.judge
-    asked = test.select(spread_rows(test, factor, label, bench.config.attack_images))
-    task = bench.world.attack_task(bench.pipe, edits, factor, label, asked)
+    _, edits = chosen(bench, name, factor, label)
+    judge = bench.world.judge
+    task = bench.world.attack_task(bench.pipe, edits, factor, label, _asked(bench, factor, label))
     before = Predictions.of(judge(task.draw(task.prompts)), prompt_grids.DOMAINS)
     found: dict[str, Any] = {UNATTACKED: _attacked(before, factor, label)}
     for attack in bench.config.attacks:
@@ -244,13 +187,9 @@ def _audit(bench: Bench, name: str, factor: str, label: str) -> dict[str, Any]:
     """What the edited model still holds of the target; means over sites and steps, beside every row."""
     from probe.unlearning.audit import audit
 
-    edits = _chosen_edits(bench, name, factor, label)
+    _, edits = chosen(bench, name, factor, label)
     result = audit(bench.world.audit_task(bench.pipe, edits, factor, label))
     return {"method": name, "factor": factor, "label": label, "means": result.means(), "rows": result.to_rows()}
-
-
-def _chosen_edits(bench: Bench, name: str, factor: str, label: str) -> Edits:
-    return () if name == "no_edit" else bench.recipe(name, factor, label).interventions
 
 
 def _attacked(judged: Any, factor: str, label: str) -> dict[str, Any]:
