@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from apps.bench.directions import CONCEPTS, FINDERS, DirectionsConfig, bench_directions, directions_table
+from apps.bench.directions_cost import foretold, images_of
 from apps.bench.directions_entrants import entrants
 from apps.bench.directions_scores import Outcome, Readings, best_reader, effect_row, reading_row
 from apps.errors import InvalidOption
@@ -89,6 +90,12 @@ def test_the_controls_and_every_kind_take_part():
         DirectionsConfig(finders=("magic",))
 
 
+def test_the_images_of_a_finder_are_known_before():
+    config = DirectionsConfig(prompts=4, k=3, strengths=(1.0, 2.0))
+    assert images_of("mean difference", config) == images_of("PCA", config) == 4 * 2 * 4  # concepts, strengths, prompts
+    assert images_of("NoiseCLR", config) == 3 * 2 * 1 * 4  # vectors, signs, its own strength, prompts
+
+
 @pytest.mark.slow
 def test_the_bench_from_renders_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from apps.judging import shipped_judge
@@ -99,6 +106,8 @@ def test_the_bench_from_renders_to_the_table(tmp_path: Path, monkeypatch: pytest
         finders=("mean difference", "prompt difference", "random, 24"),
     )  # fmt: skip
     pipe, judge, said = load_pipeline("canvas"), shipped_judge(), []
+    told = foretold(pipe, config, tmp_path)
+    assert "320 renders, 3 finders; 3 finders have no result" in told and "at most 24 images" in told
     measured = bench_directions(pipe, judge, config, tmp_path, said.append)
     rows = {row["finder"]: row for row in measured.rows}
     assert rows["mean difference"]["auc_background"] > 0.9 and rows["mean difference"]["cosine_background"] > 0.9
@@ -113,4 +122,5 @@ def test_the_bench_from_renders_to_the_table(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("apps.bench.directions._measure", None)  # would fail if anything were measured again
     said.clear()
     again = bench_directions(pipe, judge, config, tmp_path, said.append)
+    assert "0 finders have no result" in foretold(pipe, config, tmp_path)
     assert again.ratios == measured.ratios and sum("done before" in line for line in said) == 5

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from activations_store import ActivationStore
@@ -16,6 +17,7 @@ from probe.capture import CapturePlan, collect
 from probe.directions import load_direction
 from probe.interventions import Recipe
 from probe.model import PipelineEps, generate, load_pipeline
+from sae import TrainConfig, train
 
 SITE = "unet.mid_block:out"
 
@@ -177,6 +179,28 @@ def test_a_direction_and_its_recipe(run_folder, tiny_folder, capsys, method, opt
         assert ("p_value" in quality) == (method == "cav")
     assert main(["directions", str(run_folder), "--method", method, *options]) == FAILED
     assert "exists already" in capsys.readouterr().err
+
+
+def test_features_of_a_dictionary_are_directions(run_folder, tiny_folder, capsys):
+    asked = ["directions", str(run_folder), "--method", "dictionary"]
+    assert main([*asked, "--feature", "1"]) == FAILED
+    assert "has no dictionary; train one with" in capsys.readouterr().err
+    store = ActivationStore.open(run_folder / "store")
+    sae = train(store, TrainConfig(site=SITE, expansion=2, k=2, rows=512, batch_size=128), run_folder / "sae").sae
+    assert main([*asked, "--feature", "5", "3", "--component", "1"]) == 0
+    found = load_direction(run_folder / "directions" / "dictionary")
+    torch.testing.assert_close(found.basis[0], sae.W_dec[[5, 3]].detach())
+    (edit,) = Recipe.load(run_folder / "recipes" / "dictionary", load_pipeline(tiny_folder)).interventions
+    assert str(edit.where) == SITE and edit.strength == 2.0
+    for options, message in (
+        ([], "needs --feature"),
+        (["--feature", "5", "--component", "1"], "expected 0 to 0"),
+        (["--feature", "9999"], "expected features from 0 to"),
+        (["--feature", "5", "--sae", "other"], "no dictionary 'other'"),
+        (["--feature", "5", "--site", "mid_block"], "no use for --site"),
+    ):
+        assert main([*asked, "--name", "broken", *options]) == FAILED
+        assert message in capsys.readouterr().err and not (run_folder / "directions" / "broken").exists()
 
 
 @pytest.mark.parametrize(

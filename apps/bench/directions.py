@@ -110,12 +110,16 @@ def bench_directions(
     for name in config.finders:
         key = shared | {"finder": name, "store": train.hashes}
         key |= {"strengths": known[name].strengths} if known[name].strengths else {}
-        rows += stages.do(f"finder-{_file_name(name)}", name, key, lambda name=name: {"rows": measured(known[name])})[
-            "rows"
-        ]
+        made = stages.do(finder_stage(name), name, key, lambda name=name: {"rows": measured(known[name])})
+        rows += made["rows"]
     rows = [{"products": None} | row for row in rows]  # only finders on a Jacobian have any
     about = {**asdict(config), "model": fingerprint(pipe), "concepts": ["=".join(c) for c in CONCEPTS]}
     return Measurement("bench.directions", rows, _ratios(rows), device=device, config=about)
+
+
+def finder_stage(name: str) -> str:
+    """Name of the stage in which a finder is measured."""
+    return f"finder-{_file_name(name)}"
 
 
 def directions_table(rows: Iterable[Mapping[str, Any]]) -> str:

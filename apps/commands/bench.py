@@ -33,7 +33,8 @@ _PARTS = {
         "every direction finder side by side",
         "Every finder is asked for four concepts of canvas: how well its vectors read them, what adding them does to "
         "images, false discoveries with shuffled labels and random directions, and the cost.",
-        "denoscope bench directions --out directions.json --work runs/bench-directions",
+        "denoscope bench directions --out directions.json --work runs/bench-directions\n"
+        "denoscope bench directions --out directions.json --dry-run",
     ),
     "information": (
         "what do words tell about images?",
@@ -69,7 +70,10 @@ def add_parser(commands: Commands) -> None:
     canvas.add_argument("--batch-size", type=positive, default=16, help="images at a time")
     canvas.add_argument("--sheet", type=Path, help="also draw every object in every style, beside renders, as a PNG")
     for name, run in runs.items():
-        _add_work(_add_part(parts, name, run))
+        part = _add_part(parts, name, run)
+        _add_work(part)
+        if name == "directions":
+            part.add_argument("--dry-run", action="store_true", help="say how much there is to do, and end")
     for module in (bench_unlearn, bench_unlearn_many):
         part = module.add_parser(parts)
         _add_common(part)
@@ -124,7 +128,13 @@ def _sae(options: argparse.Namespace) -> None:
 def _directions(options: argparse.Namespace) -> None:
     from apps.bench.directions import QUICK, DirectionsConfig, bench_directions, directions_table
 
-    _judged(options, bench_directions, QUICK if options.quick else DirectionsConfig(), directions_table)
+    config = QUICK if options.quick else DirectionsConfig()
+    if options.dry_run:
+        from apps.bench.directions_cost import foretold
+
+        print(foretold(_canvas_model(options), config, _work(options)))
+        return
+    _judged(options, bench_directions, config, directions_table)
 
 
 def _lenses(options: argparse.Namespace) -> None:
@@ -162,10 +172,14 @@ def _measure(options: argparse.Namespace, bench: Callable[[Path], Any], table: C
 
     out = new_file(options.out, force=options.force)
     clock = Clock()
-    measured = bench(options.work or out.with_suffix(""))
+    measured = bench(_work(options))
     measured.write(out)
     print(table(measured.rows))
     print(f"\n{out} ({clock})")
+
+
+def _work(options: argparse.Namespace) -> Path:
+    return options.work or options.out.with_suffix("")
 
 
 def _canvas_model(options: argparse.Namespace) -> Any:

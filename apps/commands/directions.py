@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _EXAMPLE = """
 denoscope directions runs/x --site up_blocks.1 --method mean-difference --factor object --positive star
 denoscope directions runs/x --site mid_block --method pca --view map --components 5 --component 2 --strength 3
+denoscope directions runs/x --method dictionary --sae mid_block --feature 53 --strength 4
 denoscope directions runs/x --method latent-svd --source 0 --target 1 --at-step 3 --rank 8
 denoscope directions runs/y --method h-jacobian --site mid_block --prompt "a red star in flat style" --at-step 5
 denoscope directions runs/y --method pullback --site mid_block --prompt "a red star in flat style" --strength 4
@@ -67,6 +68,10 @@ def add_parser(commands: Commands) -> None:
         choices=("mean", "tokens", "map"),
         help="what a row is (default: mean); on a model, one vector for all tokens, or one for each",
     )
+    store.add_argument("--sae", metavar="NAME", help="dictionary: which of the run's (default: the only one)")
+    store.add_argument(
+        "--feature", type=int, nargs="+", default=[], metavar="N", help="dictionary: features, a vector each"
+    )
     store.add_argument("--source", type=int, metavar="SAMPLE", help="latent-svd: the sample that is changed")
     store.add_argument("--target", type=int, metavar="SAMPLE", help="latent-svd: the sample it takes from")
     store.add_argument("--rank", type=positive, help="latent-svd: singular triplets that are exchanged (default: 4)")
@@ -106,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _on_store(options: argparse.Namespace, target: Run, name: str) -> None:
     from activations_store import ActivationStore
-    from apps.directions.on_store import bytes_read, finder_of, pair_direction, quality_table
+    from apps.directions.on_store import bytes_read, columns_of, finder_of, pair_direction, quality_table
     from apps.runs import find_site, store_folder
 
     store = ActivationStore.open(store_folder(options.run_folder))
@@ -117,8 +122,12 @@ def _on_store(options: argparse.Namespace, target: Run, name: str) -> None:
         found = pair_direction(options, store)
         edit = found.intervention(0, options.strength, unit="raw")
     else:
-        site = find_site(store, options.site)
-        finder = finder_of(options, site)
+        if options.method == "dictionary":
+            finder = columns_of(options, target, store)
+            site = finder.site
+        else:
+            site = find_site(store, options.site)
+            finder = finder_of(options, site)
         if options.dry_run:
             print(f"reads {bytes_read(store, site) / 1e6:.1f} MB of {site}, once to a few times")
             return

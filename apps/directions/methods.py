@@ -12,7 +12,7 @@ from typing import Literal
 
 from apps.errors import InvalidOption
 
-Group = Literal["labels", "components", "pair", "jacobian", "trained", "prompts"]
+Group = Literal["labels", "components", "dictionary", "pair", "jacobian", "trained", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ _SAMPLES = ("samples", "seed", "steps", "guidance", "iterations")
 METHODS: dict[str, Method] = {
     **dict.fromkeys(("mean-difference", "lda", "logistic", "ridge", "cav"), _LABELS),
     **dict.fromkeys(("pca", "ica", "nmf"), _COMPONENTS),
+    "dictionary": Method("dictionary", ("feature",), ("sae", "view")),
     "latent-svd": Method("pair", ("source", "target"), ("at_step", "rank"), 1.0),
     "h-jacobian": Method("jacobian", ("prompt",), ("site", "mask", *_POINT), 5.0),
     "pullback": Method("jacobian", ("prompt",), ("site", *_POINT), 4.0),
@@ -59,6 +60,7 @@ METHODS: dict[str, Method] = {
 _OPTIONS = frozenset(option for method in METHODS.values() for option in (*method.needs, *method.takes))
 _FLAGS = {"at_step": "--at-step", "null_rank": "--null-rank"}
 _SHOWN = {
+    "feature": "--feature, the number of a feature",
     "factor": "--factor and --positive, such as object and star",
     "positive": "--factor and --positive, such as object and star",
     "prompt": "--prompt (or --prompts)",
@@ -89,7 +91,7 @@ def chosen(options: argparse.Namespace) -> Method:
 def components_of(options: argparse.Namespace) -> int:
     """How many vectors the method will find; raises InvalidOption for a ``--component`` outside."""
     method = METHODS[options.method]
-    n = (options.components or 5) if "components" in method.takes else 1
+    n = (options.components or 5) if "components" in method.takes else max(1, len(options.feature))
     if not 0 <= options.component < n:
         raise InvalidOption(f"directions: --component {options.component}; expected 0 to {n - 1}.")
     return n
@@ -100,6 +102,7 @@ def overview() -> str:
     titles: dict[Group, str] = {
         "labels": "a store with labels",
         "components": "a store",
+        "dictionary": "a store and a dictionary of it",
         "pair": "a store with the sampler's state (unet:in)",
         "jacobian": "a model at a point of one generation",
         "trained": "a model, by training",

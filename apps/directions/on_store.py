@@ -10,7 +10,8 @@ from apps.errors import InvalidOption
 
 if TYPE_CHECKING:
     from activations_store import ActivationStore
-    from probe.directions import Direction, StoreFinder
+    from apps.runs import Run
+    from probe.directions import DictionaryColumns, Direction, StoreFinder
 
 DEFAULT_RANK = 4
 
@@ -32,6 +33,30 @@ def finder_of(options: argparse.Namespace, site: str) -> StoreFinder:
     }
     labels = {"factor": options.factor, "positive": options.positive, "negative": options.negative}
     return contrasts[options.method](**common, **labels)
+
+
+def columns_of(options: argparse.Namespace, target: Run, store: ActivationStore) -> DictionaryColumns:
+    """The decoder columns of features of a run's dictionary.
+
+    Raises:
+        apps.errors.UnknownName: the run has no such dictionary.
+        InvalidOption: its columns are not at its site as they are saved.
+    """
+    from apps.checks import check_dictionary
+    from probe.directions import DictionaryColumns
+    from sae import load_sae
+
+    folder = target.sae(options.sae)
+    sae = load_sae(folder)
+    site = check_dictionary(sae, folder, store)
+    if sae.config.time == "film" or sae.config.blocks is not None:
+        raise InvalidOption(
+            f"directions: a feature of {str(folder)!r} has a vector for every step (film), or every site or step "
+            "(crosscoder); choose a dictionary that is neither."
+        )
+    return DictionaryColumns(
+        site=site, branch=options.branch, view=options.view or "tokens", dictionary=sae, features=options.feature
+    )
 
 
 def pair_direction(options: argparse.Namespace, store: ActivationStore) -> Direction:
