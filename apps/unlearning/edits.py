@@ -19,12 +19,13 @@ from apps.unlearning.prompt_grids import DOMAINS
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from probe.canvas import Judge
     from probe.interventions import Intervention
-    from probe.unlearning import ConceptScores, PromptGrid, Setting, UnlearnScores
+    from probe.unlearning import ConceptScores, Judge, PromptGrid, Setting, UnlearnScores
     from sae import Dictionary
 
 DEFAULT_METHOD = "saeuron"
+VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
+"""Scores of a setting on validation images that are kept."""
 SHOWN_FILE = "shown.json"
 """Prompt of each image of an edit that is kept, by its file name."""
 
@@ -99,17 +100,18 @@ def choose_edit(
     judge: Judge,
     sampling: Sampling,
     validation: PromptGrid,
+    judge_one: bool = False,
     progress: Progress | None = None,
 ) -> Edit:
     """The edit of a target that is best on the validation grid (mean of clean UA, IRA and CRA).
 
-    A single candidate is taken as it is, without generating anything.
+    A single candidate is taken as it is, without generating anything, unless ``judge_one``.
     """
     from probe.unlearning import search
 
     if not candidates:
         raise InvalidOption(f"unlearn: there is no setting to try for {factor} {label!r}.")
-    if len(candidates) == 1:
+    if len(candidates) == 1 and not judge_one:
         name = next(iter(candidates))
         return Edit(method, factor, label, name, candidates[name])
     found = search(
@@ -118,12 +120,12 @@ def choose_edit(
         validation,
         (factor, label),
         candidates,
+        domains=DOMAINS,
         progress=progress,
         **asdict(sampling),
     )
     tried = [
-        {"setting": c.name, "objective": c.objective}
-        | {m: c.scores[m].value for m in ("ua", "ua_clean", "ira", "cra", "artifacts")}
+        {"setting": c.name, "objective": c.objective} | {score: c.scores[score].value for score in VALIDATED}
         for c in found
     ]
     best = found[0].name
@@ -149,7 +151,6 @@ def run_edit(
     Returns:
         JSON values: judged labels, artifacts and change of each image, setting, paths relative to the run folder.
     """
-    from probe.interventions import Recipe
     from probe.model import generate
     from probe.unlearning import Predictions
     from probe.unlearning.evaluate import pixel_change
@@ -163,10 +164,7 @@ def run_edit(
         save_png(shown_image(folder, i), images[i])
         save_png(shown_image(folder / "unedited", i), before[i])
     write_json(folder / SHOWN_FILE, {shown_image(folder, i).name: grid.prompts[i] for i in shown})
-    recipe = run.new("recipes", edit.name)
-    remove_recipe(recipe)
-    about = {"target": [edit.factor, edit.label], "setting": edit.setting, "method": edit.method}
-    Recipe.of(pipe, edit.interventions, about).save(recipe)
+    save_edit(run.new("recipes", edit.name), edit, pipe)
     return {
         "factor": edit.factor,
         "label": edit.label,
@@ -252,7 +250,14 @@ def setting_grid(base: Setting, n_features: Sequence[int], multipliers: Sequence
     return [replace(base, n_features=n, multiplier=m) for n in n_features for m in multipliers]
 
 
-def remove_recipe(folder: Path) -> None:
-    """Remove a recipe of an earlier setting; the JSON first, without which the folder holds no recipe."""
+def save_edit(folder: Path, edit: Edit, pipe: DiffusionPipeline) -> None:
+    """Save an edit as a recipe, in the place of one of an earlier setting.
+
+    That one's JSON goes first: without it a folder holds no recipe.
+    """
+    from probe.interventions import Recipe
+
     for name in ("recipe.json", "recipe.safetensors"):
         (folder / name).unlink(missing_ok=True)
+    about = {"method": edit.method, "target": [edit.factor, edit.label], "setting": edit.setting}
+    Recipe.of(pipe, edit.interventions, about).save(folder)

@@ -6,7 +6,7 @@ This is a stage of its own. More test images, other attacks or an audit fit noth
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from apps.bench.unlearn.prepare import Bench
@@ -15,8 +15,6 @@ from apps.unlearning import edits as unlearning
 from apps.unlearning import prompt_grids
 from apps.unlearning.methods import Edits, method
 
-VALIDATED = ("ua", "ua_clean", "ira", "cra", "artifacts", "artifacts_retain")
-"""Scores of a setting on validation images that are kept."""
 REFUSED = "unedited: no setting fits"
 """The setting of a method that has no edit for a target. It is scored as one that changes nothing, which is what its
 user gets; leaving the target out would flatter the method.
@@ -30,13 +28,9 @@ def chosen(bench: Bench, name: str, factor: str, label: str) -> tuple[dict[str, 
         return {"setting": setting.name, "tried": [{"setting": setting.name}]}, ()
 
     def work() -> dict[str, Any]:
-        from probe.interventions import Recipe
-
-        setting, edits, tried = _choose(bench, name, factor, label)
-        folder = bench.recipe_folder(name, factor, label)
-        unlearning.remove_recipe(folder)
-        Recipe.of(bench.pipe, edits, {"method": name, "target": [factor, label], "setting": setting}).save(folder)
-        return {"setting": setting, "tried": tried}
+        edit = _choose(bench, name, factor, label)
+        unlearning.save_edit(bench.recipe_folder(name, factor, label), edit, bench.pipe)
+        return {"setting": edit.setting, "tried": edit.tried}
 
     stage = f"choose-{name}-{factor}-{label}"
     record = Stages(bench.run, lambda line: None, 1).do(
@@ -66,20 +60,18 @@ def choice_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
     return {"key_hash": key_hash(key), "settings": key["settings"]}
 
 
-def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edits, list[dict[str, Any]]]:
-    """(setting, edit, what was tried).
+def _choose(bench: Bench, name: str, factor: str, label: str) -> unlearning.Edit:
+    """The edit, with what was tried, what each fit took, and the settings that were refused.
 
     A method with a single setting is not validated, unless it edits features: those are compared with each other. Where
     every setting is refused, nothing is edited.
     """
     from probe.errors import InvalidRequest
-    from probe.unlearning import search
 
-    m, sampling = method(name), asdict(bench.world.sampling)
-    settings = bench.config.settings(m, factor, label)
+    m = method(name)
     fitted: dict[str, Edits] = {}
     seconds, refused = {}, []
-    for setting in settings:
+    for setting in bench.config.settings(m, factor, label):
         start = time.perf_counter()
         try:
             fitted[setting.name] = m.fit(bench.learned, factor, label, setting)
@@ -87,18 +79,16 @@ def _choose(bench: Bench, name: str, factor: str, label: str) -> tuple[str, Edit
             refused.append({"setting": setting.name, "refused": str(error)})
         else:
             seconds[setting.name] = {"fit_seconds": time.perf_counter() - start}
-    if not fitted:
-        fitted[REFUSED] = ()
-    elif len(settings) == 1 and m.kind != "sae":
-        (only,) = fitted
-        return only, fitted[only], [{"setting": only} | seconds[only]]
-    validation = bench.world.validation(factor, label, *bench.config.validation)
-    target, domains = (factor, label), prompt_grids.DOMAINS
-    found = search(bench.pipe, bench.world.judge, validation, target, fitted, domains=domains, **sampling)
-    tried = [
-        {"setting": one.name, **seconds.get(one.name, {}), "objective": one.objective}
-        | {score: one.scores[score].value for score in VALIDATED}
-        for one in found
-    ]
-    best = found[0].name
-    return best, fitted[best], tried + refused
+    edit = unlearning.choose_edit(
+        name,
+        factor,
+        label,
+        fitted or {REFUSED: ()},
+        pipe=bench.pipe,
+        judge=bench.world.judge,
+        sampling=bench.world.sampling,
+        validation=bench.world.validation(factor, label, *bench.config.validation),
+        judge_one=m.kind == "sae" or bool(refused),
+    )
+    tried = [row | seconds.get(row["setting"], {}) for row in edit.tried or [{"setting": edit.setting}]]
+    return replace(edit, tried=tried + refused)
