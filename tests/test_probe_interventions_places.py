@@ -1,4 +1,4 @@
-"""Every kind of place that an edit can have: identity, effect, removal, recipes; and the operations met there."""
+"""Every kind of place that an edit can have: identity, effect, removal; and the operations met there."""
 
 from __future__ import annotations
 
@@ -8,42 +8,31 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from intervention_support import ATTN, GAINS, GUIDANCE, HERE, PROMPTS, SEEDS, STEPS, draw
 
 from probe.capture import Recorder, resolve_sites
 from probe.errors import ConflictingInterventions, InvalidIntervention, InvalidRequest, UnknownSite, UnsupportedSite
 from probe.interventions import (
     AddDirection,
-    ClampFeatures,
     EqualNorm,
-    Guide,
     Intervention,
     LowRank,
     Op,
     Patch,
     ProjectOut,
-    Recipe,
     Replace,
-    ScaleFeatures,
     ScaleHeads,
     Schedule,
     Swap,
-    TopKDictionary,
     Window,
-    ablate_features,
     intervene,
     random_control,
     record_run,
     text_embedding,
 )
 from probe.interventions.attention import attention_map
-from probe.interventions.ops import StepContext
-from probe.model import generate
 
-STEPS, GUIDANCE = 3, 2.0
-PROMPTS, SEEDS = ["a red star", "a blue moon"], [3, 4]
 HEADS = 8
-GAINS = torch.tensor([0.0, 3.0, 1.0, 0.5, 1.0, 1.0, 2.0, 1.0])
-ATTN = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 WIDTHS = {
     "mid_block": 16,
     "mid_block:in": 16,
@@ -59,11 +48,6 @@ WIDTHS = {
     "sampler:x0": 4,
 }
 SITES = [site for site, width in WIDTHS.items() if width]
-HERE = StepContext("here", 0, 999.0)
-
-
-def draw(pipe, edits=(), prompts=PROMPTS, seeds=SEEDS, **settings) -> np.ndarray:
-    return generate(pipe, prompts, seeds, **({"steps": STEPS, "guidance": GUIDANCE} | settings), interventions=edits)
 
 
 def outputs(pipe, edits=(), guidance=GUIDANCE, prompts=PROMPTS) -> torch.Tensor:
@@ -377,22 +361,6 @@ def test_equal_norm_control():
     assert not torch.allclose(pushed, other)
 
 
-def test_clamp_and_ablate():
-    g = torch.Generator().manual_seed(0)
-    W = torch.nn.functional.normalize(torch.randn(24, 16, generator=g), dim=-1)
-    dictionary = TopKDictionary(W.T.clone(), torch.zeros(24), W, torch.zeros(16), k=6)
-    x = torch.randn(2, 9, 16, generator=g)
-    z = dictionary.encode(x)
-    features, low, high = torch.tensor([1, 5, 7]), torch.tensor([0.0, 0.4, 0.0]), torch.tensor([0.5, 0.8, 0.0])
-    new = ClampFeatures(dictionary, features, low, high).apply(x, 1.0, HERE)
-    change = z[..., features].clamp(low, high) - z[..., features]
-    torch.testing.assert_close(new, x + change @ W[features], rtol=1e-4, atol=1e-5)
-    gone = ablate_features(dictionary, features).apply(x, 1.0, HERE)
-    torch.testing.assert_close(gone, x - z[..., features] @ W[features], rtol=1e-4, atol=1e-5)
-    with pytest.raises(InvalidIntervention, match="0 <= low <= high"):
-        ClampFeatures(dictionary, features, 1.0, 0.5)
-
-
 def test_replacements_that_cannot_meet_are_allowed(tiny_pipe):
     def at(**where):
         return Intervention("mid_block", Replace(torch.zeros(16, 16)), **where)
@@ -430,39 +398,3 @@ def test_replacements_that_cannot_meet_are_allowed(tiny_pipe):
 def test_bad_input(make, message):
     with pytest.raises(InvalidIntervention, match=message):
         make()
-
-
-# Recipes
-
-
-def recipe_edits(pipe) -> list[Intervention]:
-    star, empty = text_embedding(pipe, "a star"), text_embedding(pipe, "")
-    patch = next(iter(record_run(pipe, "mid_block", PROMPTS, SEEDS, steps=STEPS, guidance=GUIDANCE).values()))
-    W = torch.nn.functional.normalize(torch.randn(24, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
-    dictionary = TopKDictionary(W.T.clone(), torch.zeros(24), W, torch.zeros(16), k=6)
-    ramp = Schedule("log_snr", (-8.0, 8.0), (0.0, 1.0))
-    return [
-        Intervention("mid_block", patch, steps=Window("t", 500)),
-        Intervention("mid_block", ProjectOut(torch.randn(2, 16)), strength=ramp, inject="x0"),
-        random_control(Intervention("mid_block", ScaleFeatures(dictionary, [1, 2], -3.0)), seed=1),
-        Intervention("mid_block", ClampFeatures(dictionary, [3], 0.1, 0.2)),
-        Intervention(f"{ATTN}:probs", Swap((1, 0)), branch="cond", mask=torch.ones(32)),
-        Intervention(f"{ATTN}.to_out.0:in", ScaleHeads(GAINS)),
-        Intervention(f"{ATTN}.to_k:weight", LowRank(torch.randn(16, 1), torch.randn(1, 16)), steps=[1]),
-        Intervention("unet:prompt", Replace(star), branch="uncond"),
-        Intervention("text_encoder.encoder.layers.0", AddDirection(torch.randn(16)), branch="opposite", strength=0.1),
-        Intervention("sampler:eps", Guide(star, empty), strength=0.5, steps=Window("step", 1)),
-        Intervention("sampler:x_t", AddDirection(torch.randn(4)), strength=0.1, steps=[2]),
-    ]
-
-
-def test_recipe_of_every_operation_replays_bit_for_bit(tiny_pipe, plain, tmp_path):
-    edits = recipe_edits(tiny_pipe)
-    expected = draw(tiny_pipe, edits)
-    assert (expected != plain).any()
-    folder = Recipe.of(tiny_pipe, edits).save(tmp_path / "recipe")
-    loaded = Recipe.load(folder, tiny_pipe).interventions
-    np.testing.assert_array_equal(draw(tiny_pipe, loaded), expected)
-    again = Recipe.of(tiny_pipe, loaded).save(tmp_path / "again")
-    for name in ("recipe.json", "recipe.safetensors"):
-        assert (folder / name).read_bytes() == (again / name).read_bytes()
