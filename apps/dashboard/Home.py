@@ -20,6 +20,9 @@ page = st.navigation(
             st.Page(shell.STEERING_PAGE, title="Steering", icon=":material/tune:"),
             st.Page(shell.MEASUREMENTS_PAGE, title="Measurements", icon=":material/straighten:"),
         ],
+        "Analyse": [
+            st.Page(shell.HEALTH_PAGE, title="Health", icon=":material/monitor_heart:"),
+        ],
         "Keep": [
             st.Page(shell.COMPARE_PAGE, title="Compare", icon=":material/compare_arrows:"),
             st.Page(shell.LISTS_PAGE, title="Lists", icon=":material/star:"),

@@ -73,7 +73,8 @@ def pane(side: Side, index: int | None, look: tiles.Look) -> None:
     told = browse.best_factor(row, browse.labelled(bundle))
     known = f"tells {told} {row[f'best_{told}']}, AUC {row[f'auc_{told}']:.2f}" if told else "no labels"
     state = browse.state(row["dead"], row["dense"])
-    st.caption(shell.problem_text(" · ".join(part for part in (side.name, bundle.info["site"], known, state) if part)))
+    st.caption(shell.problem_text(f"{side.name} · {bundle.info['site']}"))
+    st.caption(shell.problem_text(" · ".join(part for part in (known, state) if part)))
     if row["dead"]:
         st.info("This feature is dead: never on in the images of its bundle.", icon=":material/do_not_disturb_on:")
         return

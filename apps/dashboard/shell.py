@@ -29,6 +29,7 @@ from apps.runs import Run, find_runs
 HOME_PAGE, FEATURE_PAGE, INSPECT_PAGE = "app_pages/home.py", "app_pages/feature.py", "app_pages/inspect.py"
 UNLEARNING_PAGE, STEERING_PAGE = "app_pages/unlearning.py", "app_pages/steering.py"
 DIRECTIONS_PAGE, MEASUREMENTS_PAGE = "app_pages/directions.py", "app_pages/measurements.py"
+HEALTH_PAGE = "app_pages/health.py"
 COMPARE_PAGE, LISTS_PAGE = "app_pages/compare.py", "app_pages/lists.py"
 _OPEN = "open_run"
 

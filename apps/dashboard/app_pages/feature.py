@@ -18,8 +18,7 @@ from apps.dashboard.shell import COMPARE_PAGE, Opened, provenance, reading
 from apps.dashboard.star import star
 from sae import ConceptScores, FeatureBundle
 
-PROMPT = "a photo of a cat"
-"""Stands for the reader's own in a command."""
+PROMPT = "a photo of a cat"  # stands for the reader's own in a command
 
 
 def header(address: Address, bundle: FeatureBundle, default: int) -> int:

@@ -97,8 +97,9 @@ def row(run: Run, one: FeatureList, item: Item, place: int) -> None:
         )
         with st.container(gap="xxsmall", width=150):
             if item.mean is not None:
-                st.caption(f"score {item.mean:.1f} of {len(item.scores)}")
-                said = [score.says for score in item.scores.values() if score.says]
+                n = len(item.scores)
+                st.caption(f"score {item.mean:.1f} by {n} rater{'s' if n > 1 else ''}")
+                said = dict.fromkeys(score.says for score in item.scores.values() if score.says)
                 st.text("; ".join(said))
         for icon, what, change in (
             (":material/arrow_upward:", "up", lambda lists: moved(lists, one.name, item, -1)),

@@ -38,3 +38,4 @@ from apps.dashboard.readers.stamps import json_object as json_object
 from apps.dashboard.readers.stamps import stamp as stamp
 from apps.dashboard.readers.store import Collected as Collected
 from apps.dashboard.readers.store import collected as collected
+from apps.dashboard.readers.store import store_records as store_records

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from apps.dashboard.readers.stamps import Stamp, stamp
+from apps.dashboard.store_records import StoreRecords, read_records
 from apps.runs import STORE_MARK, Run
 
 
@@ -49,8 +50,7 @@ def collected(run: Run) -> Collected | None:
     """The run's store, or None if it has none. Raises the store's own errors for a damaged one."""
     if not (run.store / STORE_MARK).is_file():
         return None
-    changing = (stamp(run.store / STORE_MARK), stamp(run.store / "commits"), stamp(run.store / "groups"))
-    return _collected(str(run.store), changing)
+    return _collected(str(run.store), _changing(run))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -71,3 +71,21 @@ def _collected(path: str, changing: tuple[Stamp, ...]) -> Collected:
         factors=store.factors,
         prompts=store.samples.slice(0, 12).column("prompt").to_pylist(),
     )
+
+
+def store_records(run: Run) -> StoreRecords | None:
+    """What the commit records of the run's store say; None if there is none."""
+    if not (run.store / STORE_MARK).is_file():
+        return None
+    return _records(str(run.store), _changing(run))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the store's records")
+def _records(path: str, changing: tuple[Stamp, ...]) -> StoreRecords:
+    from activations_store import ActivationStore
+
+    return read_records(ActivationStore.open(path))
+
+
+def _changing(run: Run) -> tuple[Stamp, ...]:
+    return stamp(run.store / STORE_MARK), stamp(run.store / "commits"), stamp(run.store / "groups")
