@@ -5,7 +5,9 @@ A marker's custom data is the number of its cell. No Streamlit, no state.
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,13 +15,14 @@ import plotly.graph_objects as go
 from apps.inspecting import Region
 
 
-def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, height: int = 430) -> go.Figure:
-    """The picture under its cells; a click chooses a cell, a drag a rectangle.
+def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, drag: bool = True, height: int = 410) -> go.Figure:
+    """The picture under its cells.
 
     Args:
         picture: JPEG file that covers the whole grid.
         heat: (h, w) activation, for the text when pointed at.
         region: what is chosen.
+        drag: whether a drag chooses a rectangle; else a click chooses a cell.
         height: pixels.
     """
     rows, columns = heat.shape
@@ -37,7 +40,7 @@ def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, height: int
     )
     row, column = np.divmod(np.arange(heat.size), columns)
     unseen = {"marker": {"opacity": 0}}
-    figure.add_scattergl(
+    figure.add_scatter(
         x=column.tolist(),
         y=row.tolist(),
         customdata=np.arange(heat.size).tolist(),
@@ -63,14 +66,31 @@ def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, height: int
         height=height,
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         showlegend=False,
-        dragmode="select",
+        dragmode="select" if drag else "pan",
         clickmode="event+select",
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         newselection={"line": {"color": "#ffffff", "width": 1}},
     )
-    hidden = {"visible": False, "constrain": "domain"}
+    hidden = {"visible": False, "constrain": "domain", "fixedrange": not drag}  # nothing to pan, only to click
     figure.update_xaxes(range=[-0.5, columns - 0.5], **hidden)
     figure.update_yaxes(range=[rows - 0.5, -0.5], scaleanchor="x", scaleratio=1, **hidden)
     return figure
+
+
+def boxed(grid: tuple[int, int], x: Sequence[float], y: Sequence[float]) -> Region:
+    """The cells whose centres lie in a box that was drawn on the picture; the one under its middle if none does.
+
+    Args:
+        grid: (height, width).
+        x, y: two ends each, in either order, in units of cells; whole numbers are centres.
+    """
+
+    def span(ends: Sequence[float], n: int) -> tuple[int, int]:
+        low, high = math.ceil(min(ends)), math.floor(max(ends))
+        if high < low:
+            low = high = round(sum(ends) / 2)
+        return min(max(low, 0), n - 1), min(max(high, 0), n - 1)
+
+    return Region(grid, span(y, grid[0]), span(x, grid[1]))

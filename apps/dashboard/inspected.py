@@ -6,8 +6,9 @@ No Streamlit.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ import numpy as np
 
 from apps.dashboard import browse
 from apps.dashboard.timeaxis import TimeAxis
-from apps.inspecting import Codes, Measures
+from apps.inspecting import Codes, Corpus, Measures, Region, measure, ranked
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sae import FeatureBundle
 
 TOP = "top"
 """In a link: the first feature of the table."""
@@ -53,63 +56,119 @@ class Subject:
     guidance: float | None
 
 
-def table(
-    features: np.ndarray, found: Measures, frame: pd.DataFrame, factors: Sequence[str], axis: TimeAxis, query: str
-) -> pd.DataFrame:
-    """The top features of a selection.
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the page shows of a subject, all of it decided.
 
-    Args:
-        features: which, in order.
-        found: their measures.
-        frame: the feature table, one row a feature.
-        factors: labelled factors.
-        axis: for the step at which a feature first is on.
+    Attributes:
+        bundle: of the dictionary.
+        frame: its feature table, one row a feature.
+        subject: the image.
+        axis: positions of the bundle's steps.
+        codes: of the subject at ``branch``.
+        region: the selected cells.
+        step: index of the step.
+        branch: guidance branch.
+        sort: one of ``SORTS``.
+        dense: whether dense features are shown.
+        asked: the feature whose map is shown; None for the first of the table.
         query: added to the address of a feature's page.
     """
+
+    bundle: FeatureBundle
+    frame: pd.DataFrame
+    subject: Subject
+    axis: TimeAxis
+    codes: Codes
+    region: Region
+    step: int
+    branch: str
+    sort: str
+    dense: bool
+    asked: int | None
+    query: str
+
+    @cached_property
+    def found(self) -> Measures:
+        """Every feature in the selection."""
+        return measure(self.codes, self.region.tokens, self.step, Corpus.of(self.bundle))
+
+    @cached_property
+    def keep(self) -> np.ndarray:
+        """(d_sae,) bool: features that are not hidden."""
+        dense = self.frame["dense"].to_numpy()
+        return np.ones_like(dense) if self.dense else ~dense
+
+    @cached_property
+    def top(self) -> np.ndarray:
+        """Features that are on in the selection and not hidden, in the chosen order."""
+        return ranked(self.found, self.sort, self.keep)
+
+    @property
+    def n_hidden(self) -> int:
+        """Features that are on in the selection and hidden."""
+        return int(np.count_nonzero((self.found.mean > 0) & ~self.keep))
+
+    @property
+    def feature(self) -> int | None:
+        """Whose map is shown; None where nothing is on."""
+        if self.asked is not None:
+            return self.asked
+        return int(self.top[0]) if len(self.top) else None
+
+    @cached_property
+    def factors(self) -> list[str]:
+        """Factors with at least two concepts."""
+        return browse.labelled(self.bundle)
+
+    def named(self, features: np.ndarray) -> list[str]:
+        """``factor concept`` that each feature tells best; empty without labels."""
+        told = browse.best(self.frame.iloc[features], self.factors)
+        return [f"{f} {c}" if c else "" for f, c in zip(told["factor"], told["concept"], strict=True)]
+
+    def pages(self, features: np.ndarray) -> list[str]:
+        """Addresses of features' pages."""
+        return [f"feature?f={feature}{self.query}" for feature in features]
+
+
+def table(shown: Shown) -> pd.DataFrame:
+    """The top features of the selection."""
     import pandas as pd
 
-    rows = frame.iloc[features]
-    told = browse.best(rows, factors)
-    return pd.DataFrame(
-        {
-            "Feature": [f"feature?f={feature}{query}" for feature in features],
-            "Label": labels(told),
-            "AUC": told["auc"].to_numpy(),
-            "Activation": found.activation[features],
-            "Share": 100 * found.share[features],
-            "Surprise": found.surprise[features],
-            "First on": [axis.short(int(first)) for first in found.first[features]],
-            "State": ["dense" if dense else "" for dense in rows["dense"]],
+    top, found = shown.top[:N_ROWS], shown.found
+    columns: dict[str, Any] = {"Feature": shown.pages(top)}
+    if shown.factors:
+        columns |= {
+            "Label": shown.named(top),
+            "AUC": browse.best(shown.frame.iloc[top], shown.factors)["auc"].to_numpy(),
         }
-    )
+    columns |= {
+        "Activation": found.activation[top],
+        "Share": 100 * found.share[top],
+        "Surprise": found.surprise[top],
+        "First on": [shown.axis.short(int(first)) for first in found.first[top]],
+    }
+    if shown.dense:
+        columns["State"] = ["dense" if dense else "" for dense in shown.frame["dense"].iloc[top]]
+    return pd.DataFrame(columns)
 
 
-def labels(told: pd.DataFrame) -> list[str]:
-    """``factor concept`` of each row of ``browse.best``; empty without labels."""
-    return [
-        f"{factor} {concept}" if concept else ""
-        for factor, concept in zip(told["factor"], told["concept"], strict=True)
-    ]
-
-
-def compared_table(
-    features: np.ndarray, frame: pd.DataFrame, factors: Sequence[str], query: str, **means: np.ndarray
-) -> pd.DataFrame:
+def compared_table(shown: Shown, features: np.ndarray, **means: np.ndarray) -> pd.DataFrame:
     """Features of one part of a comparison with their mean activation in A, B or both."""
     import pandas as pd
 
     found = features[:N_ROWS]
-    columns: dict[str, Any] = {
-        "Feature": [f"feature?f={feature}{query}" for feature in found],
-        "Label": labels(browse.best(frame.iloc[found], factors)),
-    }
+    columns: dict[str, Any] = {"Feature": shown.pages(found)}
+    if shown.factors:
+        columns["Label"] = shown.named(found)
     return pd.DataFrame(columns | {name: values[found] for name, values in means.items()})
 
 
-def raster_names(features: np.ndarray, frame: pd.DataFrame, factors: Sequence[str]) -> list[str]:
-    """A row's name: the feature and what it tells best."""
-    told = labels(browse.best(frame.iloc[features], factors))
-    return [f"{feature} {name}".strip() for feature, name in zip(features, told, strict=True)]
+def raster(shown: Shown) -> tuple[list[str], np.ndarray]:
+    """Names and (n, n_steps) mean activations of the first features of the table."""
+    top = shown.top[:N_RASTER]
+    names = [f"{feature} {name}".strip() for feature, name in zip(top, shown.named(top), strict=True)]
+    return names, shown.found.by_step[:, top].T
 
 
 def feature_number(text: str, d_sae: int) -> int | None:
@@ -151,10 +210,9 @@ def guidance_scale(text: str) -> float:
     return value
 
 
-def as_python(
-    run: Path, name: str, subject: Subject, *, step: int, branch: str, cells: str, sort: str, dense: bool
-) -> str:
+def as_python(run: Path, name: str, shown: Shown) -> str:
     """A script that prints the table of a recorded sample."""
+    keep = "found.mean >= 0" if shown.dense else "~bundle.table['dense'].to_numpy()"
     return f"""from activations_store import ActivationStore
 from apps.inspecting import Corpus, Region, measure, ranked, recorded_codes
 from apps.runs import Run
@@ -163,11 +221,10 @@ from sae import FeatureBundle, open_sae
 run = Run.open({str(run)!r})
 store, bundle = ActivationStore.open(run.store), FeatureBundle.open(run.bundle({name!r}))
 sae = open_sae(run.sae({name!r}))
-codes = recorded_codes(store, sae, {subject.sample}, steps=bundle.steps, branch={branch!r})
-cells = Region.parse({cells!r}, codes.grid).tokens
-found = measure(codes, cells, bundle.steps.index({step}), Corpus.of(bundle))
-keep = {"~bundle.table['dense'].to_numpy()" if not dense else "found.mean >= 0"}
-for feature in ranked(found, {sort!r}, keep)[:{N_ROWS}]:
+codes = recorded_codes(store, sae, {shown.subject.sample}, steps=bundle.steps, branch={shown.branch!r})
+cells = Region.parse({str(shown.region)!r}, codes.grid).tokens
+found = measure(codes, cells, bundle.steps.index({shown.bundle.steps[shown.step]}), Corpus.of(bundle))
+for feature in ranked(found, {shown.sort!r}, {keep})[:{N_ROWS}]:
     print(feature, found.activation[feature], found.share[feature], found.surprise[feature])
 """
 
