@@ -174,8 +174,8 @@ def test_branch_layout_of_dit():
 
     pipe = DiTLike()
     guided, plain = torch.tensor([3, 4, 10, 10]), torch.tensor([3, 4])
-    assert branch_layout(pipe, {"class_labels": guided}) == ("cond", "uncond")
-    assert branch_layout(pipe, {"class_labels": plain}) == ("cond",)
+    assert branch_layout(pipe, {"class_labels": guided}).here == ("cond", "uncond")
+    assert branch_layout(pipe, {"class_labels": plain}).here == ("cond",)
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_pipe):

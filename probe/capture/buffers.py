@@ -43,7 +43,7 @@ class ShardBuffers:
         self._branches = {branch: i for i, branch in enumerate(spec.branches)}
         self._position = {step: i for i, step in enumerate(steps)}
         self._batch = slice(0, 0)
-        self._filled: dict[Site, set[int]] = {}
+        self._filled: dict[Site, set[tuple[int, str]]] = {}
 
     def begin(self, batch: range) -> None:
         """The next tensors are of these samples."""
@@ -63,13 +63,14 @@ class ShardBuffers:
             return
         n = self._batch.stop - self._batch.start
         seen = self._filled.setdefault(site, set())
-        if step in seen or rows.shape[0] != len(branches) * n:
+        again = any((step, branch) in seen for branch in branches)
+        if again or rows.shape[0] != len(branches) * n:
             raise UnsupportedSite(
                 f"site {site}: at step {step} it gave {rows.shape[0]} maps"
-                + (" for a second time" if step in seen else "")
+                + (" for a second time" if again else "")
                 + f"; expected {len(branches)} x {n}, once."
             )
-        seen.add(step)
+        seen.update((step, branch) for branch in branches)
         for i, branch in enumerate(branches):
             if branch in self._branches:
                 kept = self._layouts[site].reduce(rows[i * n : (i + 1) * n])
@@ -80,13 +81,15 @@ class ShardBuffers:
                     self._check(site, step, branch, kept, target)
 
     def end(self) -> None:
-        """Raises ``UnsupportedSite`` unless every site gave its tensor at every recorded step of the batch."""
+        """Raises ``UnsupportedSite`` unless every site gave all branches at every recorded step of the batch."""
         for site in self._layouts:
-            missing = len(self._position) - len(self._filled.get(site, ()))
-            if missing:
-                raise UnsupportedSite(
-                    f"site {site}: its module did not run at {missing} of {len(self._position)} steps."
-                )
+            for branch in self._branches:
+                missing = sum((step, branch) not in self._filled.get(site, ()) for step in self._position)
+                if missing:
+                    raise UnsupportedSite(
+                        f"site {site}: its module did not run at {missing} of {len(self._position)} steps of branch "
+                        f"{branch}."
+                    )
 
     def _check(self, site: Site, step: int, branch: str, given: torch.Tensor, stored: torch.Tensor) -> None:
         bad = ~torch.isfinite(stored)

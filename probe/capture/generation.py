@@ -45,7 +45,7 @@ class Generation:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        return self.plan.kept_steps
+        return self.plan.kept_of(len(self.observed.timesteps))
 
     def run(self, receive: Receive, batch: range) -> np.ndarray | None:
         # Without images nothing after the last recorded site of the last recorded step is needed.
@@ -84,6 +84,8 @@ class Generation:
         self, receive: Receive, batch: range, steps: int, stop_steps: Sequence[int] = ()
     ) -> np.ndarray | None:
         plan, chosen = self.plan, slice(batch.start, batch.stop)
-        with Recorder(self.pipe, list(self.observed.shapes), receive, stop_steps=stop_steps):
+        with Recorder(
+            self.pipe, list(self.observed.shapes), receive, stop_steps=stop_steps, stop_branches=self.observed.branches
+        ):
             return run_batch(self.pipe, plan.prompts[chosen], plan.seeds[chosen], steps=steps, guidance=plan.guidance)
         return None  # the recorder stopped the generation

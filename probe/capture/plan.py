@@ -9,10 +9,10 @@ from typing import Any
 from probe.capture.recording import Recording, is_count
 from probe.capture.sites import Site, resolve_sites
 from probe.errors import InvalidPlan
+from probe.model.branches import BRANCHES
 from probe.model.fingerprint import model_name
 from probe.model.generate import generation_defaults
 from probe.model.pipeline import Pipeline
-from probe.model.steps import BRANCHES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class CapturePlan(Recording):
     """A collection of generations. The fields that every plan has are those of ``Recording``.
 
     Attributes:
-        steps: denoising steps.
+        steps: denoising steps. A sampler that calls the denoiser more often than once a step (PNDM, Heun, KDPM2) has
+            each of its calls recorded as a step of the store.
         guidance: guidance scale.
         record_steps: the steps to keep, ascending, 0 = most noise; None keeps all. The steps of the store then count
             the kept ones, and its timesteps and log-SNRs are theirs. Without images a generation ends as soon as
@@ -50,6 +51,10 @@ class CapturePlan(Recording):
     def kept_steps(self) -> tuple[int, ...]:
         """The steps that are recorded, ascending."""
         return tuple(range(self.steps)) if self.record_steps is None else self.record_steps
+
+    def kept_of(self, n_calls: int) -> tuple[int, ...]:
+        """``kept_steps`` under a sampler that calls the denoiser so many times for ``steps`` steps."""
+        return tuple(range(n_calls)) if self.record_steps is None else self.record_steps
 
     @classmethod
     def for_pipeline(

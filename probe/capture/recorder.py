@@ -87,6 +87,7 @@ class Recorder:
         clock: where the model is; follows the pipeline if None.
         stop_steps: at these steps the model is stopped as soon as every site has given its tensor, so nothing
             after the deepest site runs, and execution goes on after the ``with`` block.
+        stop_branches: the branches that have to be seen before that; those of the call if none is named.
     """
 
     def __init__(
@@ -97,14 +98,16 @@ class Recorder:
         *,
         clock: Clock | None = None,
         stop_steps: Collection[int] = (),
+        stop_branches: Collection[str] = (),
     ) -> None:
         self._pipe = pipe
         self._sites = tuple(sites)
         self._receive = receive
         self._clock: Clock = StepClock(pipe) if clock is None else clock
         self._stop_steps = frozenset(stop_steps)
-        self._call = -1
-        self._waiting: set[Site] = set()
+        self._stop_branches = frozenset(stop_branches)
+        self._began: int | None = None
+        self._waiting: set[tuple[Site, str]] = set()
         self._handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
@@ -147,8 +150,11 @@ class Recorder:
             self._stop_after(site)
 
     def _stop_after(self, site: Site) -> None:
-        if self._call != self._clock.calls:
-            self._call, self._waiting = self._clock.calls, set(self._sites)
-        self._waiting.discard(site)
+        # Branches may have a call each, so what is waited for is that of a step where the branches are known.
+        began = self._clock.step if self._stop_branches else self._clock.calls
+        if self._began != began or not self._waiting:
+            branches = self._stop_branches or self._clock.branches
+            self._began, self._waiting = began, {(each, branch) for each in self._sites for branch in branches}
+        self._waiting -= {(site, branch) for branch in self._clock.branches}
         if not self._waiting:
             raise _EverySiteSeen(self)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 from probe.capture.tokens import POOLS
 from probe.errors import EmptyPrompts, InvalidPlan
-from probe.model.steps import BRANCHES
+from probe.model.branches import BRANCHES
 
 DTYPES = ("float16", "float32", "bfloat16", "int8")
 ON_NONFINITE = ("refuse", "flag")

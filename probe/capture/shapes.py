@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from probe.capture.sites import Site, resolve_sites
 from probe.capture.tokens import TokenLayout
 from probe.errors import InvalidPlan, UnsupportedSite
 from probe.model.generate import call_kwargs, no_progress_bar
+from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import schedule_of
-from probe.model.steps import denoiser
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Observed:
 
     Attributes:
         shapes: of each site.
-        branches: guidance branches in the batch (see ``branch_layout``).
+        branches: guidance branches of a step (see ``branch_layout``).
         timesteps, log_snr: of all steps of the model's schedule, in sampling order.
     """
 
@@ -87,29 +88,30 @@ class Observed:
         )
 
 
-class _FirstCallDone(Exception):
-    """Ends the observed generation after its first denoiser call."""
+class _FirstStepDone(Exception):
+    """Ends the observed generation where its sampler takes its first step."""
 
 
 def observe_sites(
     sites: Sequence[Site], run: Callable[[Receive], None]
 ) -> tuple[dict[Site, SiteShape], tuple[str, ...]]:
-    """Shapes of sites and branches of the batch, from one denoiser call on one sample.
+    """Shapes of sites and the branches that are computed, from one denoising step of one sample.
 
     Args:
         sites: what to look at.
-        run: makes the call with a recorder that hands tensors to what it is given.
+        run: makes the step with a recorder that hands tensors to what it is given.
 
     Raises:
         UnsupportedSite: a site did not fire, fired more than once, or its tensor is not a batch of maps.
     """
     shapes: dict[Site, SiteShape] = {}
-    found: list[tuple[str, ...]] = []
+    found: dict[Site, list[str]] = {}
 
     def receive(
         site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
     ) -> None:
-        if site in shapes:
+        before = found.setdefault(site, [])
+        if set(before) & set(branches):
             raise UnsupportedSite(f"site {site}: its module runs more than once in a step; choose a module inside it.")
         if rows.shape[0] != len(branches):
             raise UnsupportedSite(
@@ -117,48 +119,36 @@ def observe_sites(
                 f"{'+'.join(branches)}; expected {len(branches)}."
             )
         shapes[site] = SiteShape(int(rows.shape[1]), int(rows.shape[2]), grid)
-        found.append(branches)
+        before.extend(branches)
 
     run(receive)
     silent = [str(site) for site in sites if site not in shapes]
     if silent:
         raise UnsupportedSite(f"These modules do not run in a denoiser call of this pipeline: {', '.join(silent)}.")
-    return {site: shapes[site] for site in sites}, found[0]
+    return {site: shapes[site] for site in sites}, tuple(found[sites[0]])
 
 
 def observe_generation(pipe: Pipeline, plan: CapturePlan) -> Observed:
-    """Run the plan's first sample up to the end of its first denoiser call.
+    """Run the plan's first sample up to the end of its first denoising step.
 
     Raises:
         UnknownSite, UnsupportedSite: a site does not exist or cannot be recorded.
-        InvalidPlan: the scheduler calls the denoiser more than once at a timestep.
     """
     sites = resolve_sites(pipe, plan.sites)
 
-    def stop(*_: Any) -> None:
-        raise _FirstCallDone
+    def stop(*_: Any, **__: Any) -> None:
+        raise _FirstStepDone
 
     def run(receive: Receive) -> None:
         kwargs = call_kwargs(pipe, plan.prompts[:1], [0], steps=plan.steps, guidance=plan.guidance)
-        _, module = denoiser(pipe)
-        with Recorder(pipe, sites, receive), no_progress_bar(pipe):
-            # At the end of the denoiser, not after the last site: a site that fires twice has to be noticed.
-            handle = module.register_forward_hook(stop)
-            try:
-                pipe(**kwargs)
-            except _FirstCallDone:
-                pass
-            finally:
-                handle.remove()
+        # At the end of the step, not after the last site: a site that fires twice has to be noticed, and some
+        # pipelines call their denoiser once for each branch.
+        stopped = suppress(_FirstStepDone)
+        with Recorder(pipe, sites, receive), no_progress_bar(pipe), override(pipe.scheduler, "step", stop), stopped:
+            pipe(**kwargs)
 
     shapes, branches = observe_sites(sites, run)
     timesteps, log_snr = schedule_of(pipe.scheduler)
-    if len(set(timesteps)) != len(timesteps):
-        raise InvalidPlan(
-            f"plan: {type(pipe.scheduler).__name__} calls the denoiser several times at one timestep, so a step has "
-            "no single activation. Use a scheduler with one call a step, such as "
-            "DDIMScheduler.from_config(pipe.scheduler.config)."
-        )
     return Observed(shapes, branches, timesteps, log_snr)
 
 
@@ -167,7 +157,7 @@ def store_spec(pipe: Pipeline, plan: CapturePlan) -> StoreSpec:
 
     Raises:
         UnknownSite, UnsupportedSite: a site does not exist or cannot be recorded.
-        InvalidPlan: the plan's branches are not those that run at its guidance scale, or the scheduler calls
-            the denoiser more than once at a timestep.
+        InvalidPlan: the plan's branches are not those that run at its guidance scale.
     """
-    return observe_generation(pipe, plan).spec(plan, plan.kept_steps)
+    found = observe_generation(pipe, plan)
+    return found.spec(plan, plan.kept_of(len(found.timesteps)))

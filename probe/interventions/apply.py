@@ -18,7 +18,7 @@ import torch
 from probe.capture.tensors import Slot, delta, find_input, find_output, replace_input, replace_output
 from probe.errors import ConflictingInterventions, InvalidIntervention
 from probe.interventions.attention import AttentionEdits
-from probe.interventions.clock import NO_STEP, EditClock, TextClock
+from probe.interventions.clock import NO_STEP, EditClock, TextClock, check_branches
 from probe.interventions.edit import edit
 from probe.interventions.intervention import Intervention
 from probe.interventions.ops import add_change
@@ -66,6 +66,10 @@ def intervene(pipe: Pipeline, interventions: Intervention | Sequence[Interventio
                 branches, moment, strength = (text_clock.branch,), NO_STEP, where.item.strength_at(NO_STEP)
                 return edit(x, where, strength, branches, moment) if where.item.sign(text_clock.branch) else x
             strength = clock.strength(where.item)
+            if strength and len(clock.branches) < len(clock.all_branches):
+                check_branches([where.item], clock.all_branches)
+                if not any(where.item.sign(branch) for branch in clock.branches):
+                    return x  # this call is of the other branch
             return edit(x, where, strength, clock.branches, clock.moment) if strength else x
 
         for part in dict.fromkeys(where.site.path.split(".")[0] for where in texts):

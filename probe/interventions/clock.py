@@ -18,25 +18,12 @@ import torch
 from probe.errors import InvalidIntervention, UnsupportedPipeline
 from probe.interventions.intervention import Intervention
 from probe.interventions.ops import Moment
+from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import schedule_of
 from probe.model.steps import StepClock
 
 NO_STEP = Moment(-1, float("nan"))
-
-
-@contextmanager
-def override(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object a method of its own for a while; what it had before comes back."""
-    own, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
 
 
 class EditClock:
@@ -63,6 +50,11 @@ class EditClock:
         return self._steps.branches
 
     @property
+    def all_branches(self) -> tuple[str, ...]:
+        """Guidance branches of the generation; more than ``branches`` where each has a call of its own."""
+        return self._steps.all_branches
+
+    @property
     def moment(self) -> Moment:
         """Step, timestep and log-SNR."""
         step = self._steps.step
@@ -77,12 +69,13 @@ class EditClock:
     def in_part(self, part: str) -> Iterator[None]:
         """Denoiser calls inside belong to another part."""
         before, self.part = self.part, part
+        self._steps.paused = part != "x0"
         try:
             for notify in self.on_call:
                 notify()
             yield
         finally:
-            self.part = before
+            self.part, self._steps.paused = before, before != "x0"
             for notify in self.on_call:
                 notify()
 

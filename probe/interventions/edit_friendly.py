@@ -23,10 +23,10 @@ import torch
 
 from probe.errors import InvalidRequest
 from probe.interventions.apply import intervene
-from probe.interventions.clock import override
 from probe.interventions.intervention import Intervention
 from probe.interventions.patching import Patch
 from probe.model.generate import no_progress_bar
+from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import schedule
 from probe.model.steps import denoiser

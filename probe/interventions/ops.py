@@ -145,7 +145,8 @@ def table_row(n_rows: int, timesteps: tuple[int, ...] | None, context: StepConte
             f"{what} at {context.site}: its table has {n_rows} steps, but there are no steps here."
         )
     if timesteps is not None:
-        return min(range(n_rows), key=lambda row: abs(timesteps[row] - context.t))
+        # Some samplers have a timestep twice (PNDM): of equally near rows, that of the step.
+        return min(range(n_rows), key=lambda row: (abs(timesteps[row] - context.t), abs(row - context.step)))
     if context.step >= n_rows:
         raise InvalidIntervention(
             f"{what} at {context.site}: its table has {n_rows} steps, but the pipeline is at step "

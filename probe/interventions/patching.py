@@ -169,19 +169,25 @@ def record_run(
     Returns:
         For each site its values, 4 bytes each: (steps, branches, samples, tokens, channels).
     """
-    seen: dict[Site, list[torch.Tensor]] = {site: [] for site in resolve_sites(pipe, sites)}
-    layout: list[tuple[str, ...]] = []
+    seen: dict[Site, dict[int, dict[str, torch.Tensor]]] = {site: {} for site in resolve_sites(pipe, sites)}
 
     def keep(
         site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
     ) -> None:
-        layout.append(branches)
-        seen[site].append(rows.detach().to("cpu", copy=True).unflatten(0, (len(branches), -1)))
+        parts = rows.detach().to("cpu", copy=True).chunk(len(branches))
+        seen[site].setdefault(step, {}).update(zip(branches, parts, strict=True))
 
     with Recorder(pipe, list(seen), keep):
         generate(pipe, prompts, seeds, steps=steps, guidance=guidance, batch_size=len(prompts))
     timesteps = tuple(round(float(t)) for t in pipe.scheduler.timesteps)
-    return {site: Patch(torch.stack(values), layout[0], timesteps) for site, values in seen.items()}
+    return {
+        site: Patch(
+            torch.stack([torch.stack(list(values.values())) for values in by_step.values()]),
+            tuple(by_step[0]),
+            timesteps,
+        )
+        for site, by_step in seen.items()
+    }
 
 
 def _check_tokens(what: str, value: torch.Tensor, x: torch.Tensor, context: StepContext) -> None:

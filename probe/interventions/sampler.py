@@ -30,10 +30,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from probe.capture.tensors import find_input, replace_input, to_rows
 from probe.errors import InvalidIntervention, UnsupportedPipeline
-from probe.interventions.clock import EditClock, override
+from probe.interventions.clock import EditClock
 from probe.interventions.edit import edit
 from probe.interventions.intervention import Intervention
 from probe.interventions.places import Placed
+from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import clean_of, noise_of, prediction_type
 from probe.model.schedule import NoiseLevel, training_level
@@ -62,6 +63,7 @@ class SamplerEdits:
         self._injected = [item for item in items if item.inject != "both" and id(item) not in sampler]
         self._module = denoiser(pipe)[1]
         self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._branches: tuple[str, ...] = ()
         self._edited_state: torch.Tensor | None = None
         self._direction: torch.Tensor | None = None
         self._inside = False
@@ -95,7 +97,9 @@ class SamplerEdits:
         if edited is not z:
             self._edited_state = edited
             args, kwargs = replace_input(slot, torch.cat([edited] * len(self._clock.branches)), args, kwargs)
-        self._call = (args, kwargs)
+        if "cond" in self._clock.branches:
+            self._call = (args, kwargs)
+            self._branches = self._clock.branches
         return args, kwargs
 
     def _after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -203,12 +207,12 @@ class SamplerEdits:
         def predict(embedding: torch.Tensor) -> torch.Tensor:
             args, kwargs = self._call
             n_all = find_input("sampler:eps", args, kwargs).tensor.shape[0]
-            n = n_all // len(self._clock.branches)
-            kept = self._clock.branches.index("cond")
+            n = n_all // len(self._branches)
+            kept = self._branches.index("cond")
 
             def own(value: Any) -> Any:
                 if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == n_all:
-                    return value.chunk(len(self._clock.branches))[kept]
+                    return value.chunk(len(self._branches))[kept]
                 return {key: own(item) for key, item in value.items()} if isinstance(value, dict) else value
 
             new_kwargs = {key: own(value) for key, value in kwargs.items()}

@@ -172,8 +172,9 @@ def attention_maps(
         with StepClock(pipe) as clock:
 
             def own_branch(site: Site, probs: torch.Tensor, grid: tuple[int, int]) -> None:
-                half = probs.chunk(len(clock.branches))[clock.branches.index("cond")]
-                keep(site, clock.step, half, grid)
+                if "cond" in clock.branches:
+                    half = probs.chunk(len(clock.branches))[clock.branches.index("cond")]
+                    keep(site, clock.step, half, grid)
 
             with reading(pipe, places, own_branch):
                 for start in range(0, len(prompts), batch_size):

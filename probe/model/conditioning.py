@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 
 from probe.errors import UnsupportedPipeline
+from probe.model.branches import branch_layout
 from probe.model.generate import call_kwargs, model_label, no_progress_bar
 from probe.model.packing import Packing
 from probe.model.pipeline import Pipeline
-from probe.model.steps import branch_layout, denoiser
+from probe.model.steps import denoiser
 
 
 class DenoiserCall(NamedTuple):
@@ -28,7 +29,7 @@ class DenoiserCall(NamedTuple):
         module: the denoiser.
         arguments: by parameter name, the sample and ``timestep`` among them.
         sample: name of the parameter that takes the sample.
-        branches: guidance branches along the batch.
+        branches: guidance branches along the batch; where each has a call of its own, that of the first call.
         packing: how the sample's tokens lie on a map; None for a plain map.
         time_scale: factor from the scheduler's timesteps to what the denoiser takes: 1, or 1/1000 (FLUX).
     """
@@ -42,10 +43,10 @@ class DenoiserCall(NamedTuple):
 
 
 class _BeforeFirstCall(BaseException):
-    """Ends a pipeline call before its denoiser runs; carries the denoiser's arguments."""
+    """Ends a pipeline call before its denoiser runs; carries the denoiser's arguments and their branches."""
 
-    def __init__(self, call: dict[str, Any]) -> None:
-        self.call = call
+    def __init__(self, call: dict[str, Any], branches: tuple[str, ...]) -> None:
+        self.call, self.branches = call, branches
 
 
 def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> DenoiserCall:
@@ -63,16 +64,18 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
     signature = inspect.signature(module.forward)
 
     def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _BeforeFirstCall(dict(signature.bind_partial(*args, **kwargs).arguments))
+        call = dict(signature.bind_partial(*args, **kwargs).arguments)
+        raise _BeforeFirstCall(call, branch_layout(pipe, call).here)
 
     # First of all hooks: what somebody adds to the prompt meanwhile is no part of the pipeline's call.
     handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     call: dict[str, Any] = {}
+    branches: tuple[str, ...] = ()
     try:
         with no_progress_bar(pipe):
             pipe(**call_kwargs(pipe, prompts, [0] * len(prompts), steps=2, guidance=guidance))
     except _BeforeFirstCall as stopped:
-        call = stopped.call
+        call, branches = stopped.call, stopped.branches
     finally:
         handle.remove()
     name = next(iter(call), "")
@@ -85,7 +88,7 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
             f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
             "'timestep', so it cannot be called on a sample of ours."
         )
-    return DenoiserCall(module, call, name, branch_layout(pipe, call), packing, _time_scale(pipe, call["timestep"]))
+    return DenoiserCall(module, call, name, branches, packing, _time_scale(pipe, call["timestep"]))
 
 
 def _time_scale(pipe: Pipeline, given: Any) -> float:

@@ -1,8 +1,15 @@
 """Where a running pipeline is: which denoising step, and which half of the batch is which guidance branch.
 
-Hooks must not count calls: a counter is wrong after an aborted generation, and off by one in the next. The
-    step is looked up
-instead from the timestep that the denoiser is called with, in the scheduler's own list of timesteps.
+Hooks must not count calls: a counter is wrong after an aborted generation, and off by one in the next. The step is
+looked up instead from the time that the denoiser is called with, in the scheduler's own list of timesteps. Pipelines
+give that time in three units, in the denoiser's precision (bfloat16 has eight bits),
+
+    t                 Stable Diffusion, SD3, PixArt, ...
+    t / 1000          FLUX, AuraFlow, Qwen-Image, ...
+    1 - t / 1000      Lumina, Z-Image: their own time runs from noise to picture
+
+so several entries of a list may fit. Samplers that count (``step_index``, begun anew by every ``set_timesteps``) say
+which of them it is.
 """
 
 from __future__ import annotations
@@ -14,10 +21,11 @@ from typing import Any
 import torch
 
 from probe.errors import UnsupportedPipeline
+from probe.model.branches import Branches, branch_layout
 from probe.model.pipeline import Pipeline
 
-BRANCHES = ("uncond", "cond")
 _DENOISERS = ("unet", "transformer", "prior")
+_TIMES = ("timestep", "t")
 
 
 def denoiser(pipe: Pipeline) -> tuple[str, torch.nn.Module]:
@@ -36,51 +44,22 @@ def denoiser(pipe: Pipeline) -> tuple[str, torch.nn.Module]:
     )
 
 
-def branch_layout(pipe: Pipeline, call: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """The guidance branches along the denoiser's batch, in order, for the generation that is running.
-
-    Stable Diffusion, SDXL, SD3 and their relatives double the batch with the unconditional half first. DiT
-    puts it last and says so only through its null labels. A pipeline that embeds its guidance (FLUX) runs the
-    conditional branch alone.
-
-    Args:
-        pipe: the pipeline, inside its ``__call__``.
-        call: the denoiser's bound arguments; needed for DiT only.
-
-    Returns:
-        ``("uncond", "cond")``, ``("cond", "uncond")`` or ``("cond",)``.
-    """
-    labels = (call or {}).get("class_labels")
-    if isinstance(labels, torch.Tensor) and "class_labels" in inspect.signature(type(pipe).__call__).parameters:
-        null = getattr(denoiser(pipe)[1].config, "num_embeds_ada_norm", 1000)
-        half = labels.shape[0] // 2
-        doubled = labels.shape[0] % 2 == 0 and half > 0 and bool((labels[half:] == null).all())
-        return ("cond", "uncond") if doubled else ("cond",)
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None:
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        if "negative_prompt" in parameters and "true_cfg_scale" not in parameters:
-            raise UnsupportedPipeline(
-                f"{type(pipe).__name__} does not say whether its batch holds both guidance branches "
-                "(expected a 'do_classifier_free_guidance' property), so they cannot be told apart."
-            )
-    return BRANCHES if guided else ("cond",)
-
-
 class StepClock:
     """Knows the current step of a pipeline while it generates.
 
     Attach it with ``with StepClock(pipe) as clock``; hooks of modules inside the denoiser then read
     ``clock.step`` (position in sampling order, 0 = most noise), ``clock.t`` (the scheduler's timestep),
     ``clock.branches`` (see ``branch_layout``) and ``clock.calls`` (a number that differs between any two
-    denoiser calls). ``on_call`` runs at the start of each call.
+    denoiser calls). ``on_call`` runs at the start of each call. While it is ``paused``, only ``calls`` goes on: for
+    calls of our own, which are at no other step.
     """
 
     def __init__(self, pipe: Pipeline, on_call: Callable[[], None] | None = None) -> None:
         self.step = -1
         self.t = float("nan")
-        self.branches: tuple[str, ...] = ()
         self.calls = 0
+        self.paused = False
+        self._branches = Branches((), ())
         self._pipe = pipe
         self._on_call = on_call
         self._timesteps: torch.Tensor | None = None
@@ -90,7 +69,8 @@ class StepClock:
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def __enter__(self) -> StepClock:
-        self._handle = self._module.register_forward_pre_hook(self._tick, with_kwargs=True)
+        # First of all hooks: the arguments are seen as the pipeline gave them, before anybody edits a prompt.
+        self._handle = self._module.register_forward_pre_hook(self._tick, with_kwargs=True, prepend=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,37 +78,64 @@ class StepClock:
             self._handle.remove()
             self._handle = None
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Guidance branches along the batch of the current call."""
+        return self._branches.here
+
+    @property
+    def all_branches(self) -> tuple[str, ...]:
+        """Guidance branches of the generation; more than ``branches`` where each has a call of its own."""
+        return self._branches.whole
+
     def _tick(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = self._signature.bind_partial(*args, **kwargs).arguments
-        self.step = self._locate(call.get("timestep"))
-        self.t = self._values[self.step]
-        self.branches = branch_layout(self._pipe, call)
         self.calls += 1
+        if not self.paused:
+            call = self._signature.bind_partial(*args, **kwargs).arguments
+            self.step = self._locate(next((call[name] for name in _TIMES if name in call), None))
+            self.t = self._values[self.step]
+            self._branches = branch_layout(self._pipe, call)
         if self._on_call is not None:
             self._on_call()
 
     def _locate(self, timestep: Any) -> int:
         """Index of a timestep in the scheduler's list."""
-        if self._timesteps is not self._pipe.scheduler.timesteps:  # set_timesteps makes a new tensor: a new generation
-            self._timesteps = self._pipe.scheduler.timesteps
-            self._values = [float(value) for value in self._pipe.scheduler.timesteps]
+        scheduler: Any = self._pipe.scheduler
+        if self._timesteps is not scheduler.timesteps:  # set_timesteps makes a new tensor: a new generation
+            self._timesteps = scheduler.timesteps
+            self._values = [float(value) for value in scheduler.timesteps]
             self.step = -1
         if timestep is None:
             raise UnsupportedPipeline(
-                f"{type(self._pipe).__name__} calls its {type(self._module).__name__} without a 'timestep' "
-                "argument, "
+                f"{type(self._pipe).__name__} calls its {type(self._module).__name__} without a 'timestep' argument, "
                 "so the step cannot be known."
             )
-        t = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
-        for scale in (1.0, 1000.0):  # FLUX passes t / 1000
-            found = [i for i, value in enumerate(self._values) if abs(value - t * scale) <= 1e-3 * max(1.0, abs(value))]
-            if found:
-                # Where a scheduler repeats a timestep (PNDM, Heun) the calls come in the order of its list.
-                if len(found) > 1 and self.step in found[:-1]:
-                    return found[found.index(self.step) + 1]
-                return found[0]
-        raise UnsupportedPipeline(
-            f"{type(self._pipe).__name__} calls its {type(self._module).__name__} at timestep {t:g}, which "
-            "is not in the "
-            f"scheduler's list ({self._values[0]:g} ... {self._values[-1]:g})."
-        )
+        t, tolerance = float(timestep.flatten()[0] if isinstance(timestep, torch.Tensor) else timestep), 1e-3
+        if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
+            tolerance = max(tolerance, torch.finfo(timestep.dtype).eps)
+        counted = _counted(scheduler)
+        found: list[int] = []
+        for unit in (lambda v: v, lambda v: v / 1000.0, lambda v: 1.0 - v / 1000.0):
+            least = max(1.0, abs(t)) if unit(1000.0) == 1000.0 else max(1e-3, abs(t))
+            away = [abs(unit(value) - t) for value in self._values]
+            if counted is not None and counted < len(away) and away[counted] <= tolerance * least:
+                return counted
+            if not found and min(away) <= tolerance * least:
+                found = [i for i, distance in enumerate(away) if distance == min(away)]
+        if not found:
+            raise UnsupportedPipeline(
+                f"{type(self._pipe).__name__} calls its {type(self._module).__name__} at timestep {t:g}, which is not "
+                f"in the scheduler's list ({self._values[0]:g} ... {self._values[-1]:g})."
+            )
+        # Where a scheduler repeats a timestep (PNDM) the calls come in the order of its list.
+        if self.step in found[:-1]:
+            return found[found.index(self.step) + 1]
+        return found[0]
+
+
+def _counted(scheduler: Any) -> int | None:
+    """The sampler's own number of the step that is under way; None if it does not count."""
+    if not hasattr(type(scheduler), "step_index"):
+        return None
+    index = scheduler.step_index
+    return int(index if index is not None else getattr(scheduler, "begin_index", None) or 0)

@@ -78,14 +78,15 @@ def record(
     found = resolve_sites(pipe, list(sites)) if sites else []
     wanted = list(dict.fromkeys([*found, *(item.site for item in features)]))
     levels = schedule(pipe, steps)[1]
-    means = {site: np.zeros((steps, len(prompts), 0), np.float32) for site in found}
-    activity = [np.zeros((steps, len(prompts)), np.float32) for _ in features]
+    steps_run = len(levels)  # more where the sampler calls the denoiser more than once a step
+    means = {site: np.zeros((steps_run, len(prompts), 0), np.float32) for site in found}
+    activity = [np.zeros((steps_run, len(prompts)), np.float32) for _ in features]
     first, seen = 0, set()
 
     def receive(
         site: Site, step: int, branches: tuple[str, ...], rows: torch.Tensor, grid: tuple[int, int] | None
     ) -> None:
-        if (site, step) in seen:
+        if (site, step) in seen or "cond" not in branches:
             return
         seen.add((site, step))
         own = rows.chunk(len(branches))[branches.index("cond")].float()
@@ -93,7 +94,7 @@ def record(
         if site in means:
             mean = own.mean(1).cpu().numpy()
             if not means[site].shape[2]:
-                means[site] = np.zeros((steps, len(prompts), mean.shape[1]), np.float32)
+                means[site] = np.zeros((steps_run, len(prompts), mean.shape[1]), np.float32)
             means[site][step, at] = mean
         for k, item in enumerate(features):
             if item.site == site:
