@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from scipy.special import log_ndtr
 
-from probe.information import Column
+from probe.information import Column, Nodes, measure
+from probe.information.table import NodeTable
 from probe.model.eps_model import LogSnr, alpha_sigma
 
 SEEDS = [0, 1, 2]
+WIDE = (1.0, 2.0, 8.0)  # location, scale and clip of the table of oracles
 
 
 def gen(seed: int) -> torch.Generator:
@@ -208,3 +210,15 @@ class Intervals(Exact):
         shift = np.exp(log_phi - 0.5 * a**2 - log_mass) - np.exp(log_phi - 0.5 * b**2 - log_mass)
         mean = np.clip(centre + sd * np.where(flip, -shift, shift), low, high)
         return torch.from_numpy((z.numpy() - alpha * mean) / sigma)
+
+
+def one_node(seed: int) -> Nodes:
+    """One level an image, dealt over all images."""
+    return Nodes.logistic(1, *WIDE, placement="dealt", seed=seed)
+
+
+def channel_table(channel: Channel, n: int, seed: int, nodes: Nodes | None = None, **rows: Sequence[int]) -> NodeTable:
+    """Errors of n images of a channel, with a column for every set of rows of y; all of y by default."""
+    x, y = channel.draw(n, 1000 * seed + 17)
+    columns = channel.columns(y, **(rows or {"y": range(len(channel.v))}))
+    return measure(channel, x, columns, nodes or one_node(seed), seed=seed, batch=8192)

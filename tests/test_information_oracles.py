@@ -9,13 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, Channel, Intervals, Points, Student, gen, normal
-from scipy.special import gammaln
+from information_world import SEEDS, WIDE, Channel, Points, channel_table, gen, normal, one_node
 from scipy.stats import norm
 
 from probe.information import (
     Column,
-    Decomposition,
     GapCurve,
     GaussianControl,
     Nodes,
@@ -28,22 +26,8 @@ from probe.information import (
     pid,
 )
 from probe.information.mutual import Form
-from probe.information.table import NodeTable
 from probe.model import score
 from probe.model.analytic import GaussianMixture
-
-BIT = math.log(2.0)
-WIDE = (1.0, 2.0, 8.0)  # location, scale and clip of the table of oracles
-
-
-def one_node(seed: int) -> Nodes:
-    return Nodes.logistic(1, *WIDE, placement="dealt", seed=seed)
-
-
-def channel_table(channel: Channel, n: int, seed: int, nodes: Nodes | None = None, **rows) -> NodeTable:
-    x, y = channel.draw(n, 1000 * seed + 17)
-    columns = channel.columns(y, **(rows or {"y": range(len(channel.v))}))
-    return measure(channel, x, columns, nodes or one_node(seed), seed=seed, batch=8192)
 
 
 def rmse(errors: list[float]) -> float:
@@ -325,136 +309,6 @@ def test_v14_the_classifier_has_the_exact_posterior_and_needs_shared_noise(seed)
     apart = [measure(model, x, [c], nodes, seed=seed + 50 + k, batch=8192) for k, c in enumerate(columns)]
     independent = replace(table, error=np.concatenate([t.error for t in apart], -1))
     assert (classify(independent, names, prior).best == exact.argmax(1)).mean() < agree - 0.02
-
-
-# Decompositions
-
-GATES = {
-    "RDN": ([(0, 0), (1, 1)], lambda a, b: (a,)),
-    "UNQ": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a,)),
-    "COPY": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a, b)),
-    "XOR": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a ^ b,)),
-    "AND": ([(0, 0), (0, 1), (1, 0), (1, 1)], lambda a, b: (a & b,)),
-}
-ATOMS = {  # bits: redundant, unique 1, unique 2, synergistic
-    ("RDN", "mmi"): (1, 0, 0, 0),
-    ("RDN", "pointwise_min"): (1, 0, 0, 0),
-    ("RDN", "finn_lizier"): (1, 0, 0, 0),
-    ("RDN", "i_min"): (1, 0, 0, 0),
-    ("XOR", "mmi"): (0, 0, 0, 1),
-    ("XOR", "pointwise_min"): (0, 0, 0, 1),
-    ("XOR", "finn_lizier"): (0, 0, 0, 1),
-    ("XOR", "i_min"): (0, 0, 0, 1),
-    ("COPY", "mmi"): (1, 0, 0, 1),
-    ("COPY", "pointwise_min"): (1, 0, 0, 1),
-    ("COPY", "finn_lizier"): (1, 0, 0, 1),
-    ("COPY", "i_min"): (1, 0, 0, 1),
-    ("UNQ", "mmi"): (0, 1, 0, 0),
-    ("UNQ", "pointwise_min"): (0, 1, 0, 0),
-    ("UNQ", "i_min"): (0, 1, 0, 0),
-    ("UNQ", "finn_lizier"): (1, 0, -1, 1),
-    ("AND", "mmi"): (0.3113, 0, 0, 0.5),
-    ("AND", "i_min"): (0.3113, 0, 0, 0.5),
-    ("AND", "pointwise_min"): (0.0613, 0.25, 0.25, 0.25),
-    ("AND", "finn_lizier"): (0.5613, -0.25, -0.25, 0.75),
-}
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("gate", GATES)
-def test_v11_gates(gate, seed):
-    inputs, output = GATES[gate]
-    targets = [output(a, b) for a, b in inputs]
-    y = torch.tensor(inputs)
-    points = torch.tensor(targets, dtype=torch.float64)
-    # Groups 0, 1: the first bit is so; 2, 3: the second; 4 ... 7: both.
-    allowed = [y[:, 0] == 0, y[:, 0] == 1, y[:, 1] == 0, y[:, 1] == 1]
-    allowed += [(y[:, 0] == a) & (y[:, 1] == b) for a in (0, 1) for b in (0, 1)]
-    model = Points(points, 0.05, torch.stack(allowed), torch.ones(len(inputs), dtype=torch.float64))
-
-    def drawn(n: int) -> tuple[torch.Tensor, list[Column], list[int]]:
-        k = torch.arange(n) % len(inputs)  # every input equally often: averages are over noise alone
-        columns = [
-            Column("empty"),
-            Column("word:a", y[k, 0].tolist()),
-            Column("word:b", (2 + y[k, 1]).tolist()),
-            Column("pair:a+b", (4 + 2 * y[k, 0] + y[k, 1]).tolist()),
-        ]
-        return points[k] + 0.05 * normal(seed, n, points.shape[1]), columns, k.tolist()
-
-    def check(found: Decomposition, tolerance: float) -> None:
-        for name, value, exact in zip(found.image._fields, found.image, ATOMS[gate, found.measure], strict=True):
-            assert abs(float(value) / BIT - exact) < tolerance, (found.measure, name)
-        r, first, second, _ = (float(v) for v in found.image)
-        assert sum(float(v) for v in found.image) == pytest.approx(found.both.mean, abs=1e-12)
-        assert r + first == pytest.approx(found.first.mean, abs=1e-12)
-        assert r + second == pytest.approx(found.second.mean, abs=1e-12)
-
-    # Averages: 20,000 images with a node each. COPY has two bits and twice the error.
-    x, columns, _ = drawn(20_000)
-    pilot = [replace(c, conds=c.conds and c.conds[:64]) for c in (columns[0], columns[3])]
-    nodes = adaptive_nodes(model, x[:64], pilot, 1, placement="dealt", seed=seed, batch=8192)
-    check(pid(measure(model, x, columns, nodes, seed=seed, batch=8192), "a", "b"), 0.16 if gate == "COPY" else 0.05)
-    # Single images: their noise lowers the mean of a minimum, so that pointwise measures need many nodes of each.
-    x, columns, k = drawn(24)
-    table = measure(model, x, columns, Nodes.logistic(800, 1.0, 1.5, 8.0, seed=seed), seed=seed, batch=8192)
-    surprisal = (np.full(24, BIT), np.full(24, BIT))  # the priors of both bits are equal
-    for measure_ in ("pointwise_min", "finn_lizier", "i_min"):
-        found = pid(table, "a", "b", measure=measure_, surprisal=surprisal, targets=[str(targets[i]) for i in k])
-        check(found, 0.16)
-        assert found.surprisal is not None
-
-
-# Published tasks (Czyz et al. 2023, "Beyond Normal"), with exact denoisers
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("n", "exact"), [(1, 0.41334), (2, 0.29389), (3, 0.41334), (5, 0.59281), (25, 1.29218)])
-def test_v15_multinormal_tasks(n, exact, seed):
-    """Bivariate normal with correlation 0.75, and dense multinormals with 0.5 between all coordinates."""
-    rho = 0.75 if n == 1 else 0.5
-    one = torch.ones(n, n, dtype=torch.float64)
-    s = rho * one + (1 - rho) * torch.eye(n, dtype=torch.float64)
-    a = (rho * one) @ torch.linalg.inv(s)
-    cov = s - a @ (rho * one)
-    # Noise with a full covariance becomes independent in the basis of its eigenvectors.
-    values, vectors = torch.linalg.eigh(cov)
-    channel = Channel(s, vectors.T @ a, values)
-    assert channel.information() == pytest.approx(exact, abs=1e-5)
-    table = channel_table(channel, 4000, seed, Nodes.logistic(4, *WIDE, placement="dealt", seed=seed))
-    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, rel=0.05)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("k", "df", "exact"), [(2, 2, 0.19315), (3, 2, 0.29092), (3, 3, 0.17871), (5, 2, 0.44815)])
-def test_v18_student_tasks(k, df, exact, seed):
-    def f(v: float) -> float:  # entropy of a t law of total shape v, up to what cancels
-        from scipy.special import digamma
-
-        return (df + v) / 2 * (digamma((df + v) / 2) - digamma(df / 2)) - gammaln((df + v) / 2) + gammaln(df / 2)
-
-    assert 2 * f(k) - f(2 * k) == pytest.approx(exact, abs=1e-5)
-    model = Student(k, df)
-    x, y = model.draw(6000, seed)
-    columns = [Column("empty"), Column("y", list(y))]
-    table = measure(model, x, columns, Nodes.logistic(4, 0.0, 1.5, placement="dealt", seed=seed), batch=4096)
-    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, abs=0.03)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("e", "exact"), [(0.75, 1 / 3), (0.1, 1.70944)])
-def test_v18_uniform_tasks(e, exact, seed):
-    """Densities with an edge: the gap falls with e^(-a/2) only, so that nodes have to adapt."""
-    model = Intervals(e)
-    x, y = model.draw(3000, seed)
-
-    def columns(n: int) -> list[Column]:
-        return [Column("empty"), Column("y", list(y[:n]))]
-
-    model.log_snr_range = (-20.0, 25.0)
-    nodes = adaptive_nodes(model, x[:100], columns(100), 8, placement="dealt", seed=seed, batch=4800)
-    table = measure(model, x, columns(3000), nodes, seed=seed, batch=8192)
-    assert information(table, "y", form="orthogonal").mean == pytest.approx(exact, abs=0.02 + 0.03 * exact)
 
 
 def test_information_by_step_adds_up_to_the_whole():
