@@ -21,6 +21,7 @@ page = st.navigation(
             st.Page(shell.MEASUREMENTS_PAGE, title="Measurements", icon=":material/straighten:"),
         ],
         "Analyse": [
+            st.Page(shell.INFORMATION_PAGE, title="Information", icon=":material/grid_on:"),
             st.Page(shell.HEALTH_PAGE, title="Health", icon=":material/monitor_heart:"),
         ],
         "Keep": [

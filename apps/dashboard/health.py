@@ -91,7 +91,7 @@ def splice_check(row: Mapping[str, Any] | None) -> Check:
 def seed_check(row: Mapping[str, Any] | None) -> Check:
     """Features shared with a dictionary of another seed, from a row of ``sae compare``."""
     name = "Features shared between seeds (by decoder)"
-    text = f"below {100 * SHARED_BELOW:.0f} %, or no more alike than with an untrained dictionary"
+    text = f"below {100 * SHARED_BELOW:.0f} %, or as alike as an untrained one"
     if row is None:
         return Check(name, "", text, MISSING, command="sae compare RUN/sae/NAME RUN/sae/OTHER --out RUN/seeds.json")
     share, null = float(row["decoder_shared"]), float(row["decoder_null_mean"])

@@ -185,3 +185,41 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_title: str, y_title: str)
     figure.update_yaxes(ticksuffix=" %")
     figure.update_layout(legend={"itemsizing": "constant"})
     return figure
+
+
+def against_null(rows: Sequence[Mapping[str, Any]], *, x_title: str) -> go.Figure:
+    """Estimates with their intervals, each above its null.
+
+    Args:
+        rows: each with ``of``, ``value``, ``low``, ``high``, and ``null``, ``null_low``, ``null_high`` if it has one.
+        x_title: what is estimated, with its unit.
+    """
+    figure = go.Figure()
+    for name, key, ends, colour, symbol in (
+        ("estimate", "value", ("low", "high"), PALETTE[0], "circle"),
+        ("null", "null", ("null_low", "null_high"), MUTED, "line-ns-open"),
+    ):
+        values, lows, highs = (
+            np.array([np.nan if row.get(k) is None else float(row[k]) for row in rows]) for k in (key, *ends)
+        )
+        figure.add_scatter(
+            x=numbers(values),
+            y=[literal(row["of"]) for row in rows],
+            name=name,
+            mode="markers",
+            marker={"size": 10, "color": colour, "symbol": symbol},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": numbers(highs - values),
+                "arrayminus": numbers(values - lows),
+                "color": colour,
+                "thickness": 1.5,
+            },
+            hovertemplate="%{y}: %{x:.3g}<extra>" + name + "</extra>",
+        )
+    axes(figure, x_title, "", 110 + 34 * len(rows), legend=True)
+    figure.update_xaxes(zeroline=True, rangemode="tozero")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=True)
+    figure.update_layout(scattermode="group", scattergap=0.6)
+    return figure

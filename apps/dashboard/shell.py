@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import streamlit as st
 
-from apps.dashboard import links, readers
+from apps.dashboard import information, links, readers
 from apps.dashboard.address import Address, changed, widget
 from apps.dashboard.findings import Finding, holds_any
 from apps.dashboard.launch import RUN_VARIABLE
@@ -29,7 +29,7 @@ from apps.runs import Run, find_runs
 HOME_PAGE, FEATURE_PAGE, INSPECT_PAGE = "app_pages/home.py", "app_pages/feature.py", "app_pages/inspect.py"
 UNLEARNING_PAGE, STEERING_PAGE = "app_pages/unlearning.py", "app_pages/steering.py"
 DIRECTIONS_PAGE, MEASUREMENTS_PAGE = "app_pages/directions.py", "app_pages/measurements.py"
-HEALTH_PAGE = "app_pages/health.py"
+INFORMATION_PAGE, HEALTH_PAGE = "app_pages/information.py", "app_pages/health.py"
 COMPARE_PAGE, LISTS_PAGE = "app_pages/compare.py", "app_pages/lists.py"
 _OPEN = "open_run"
 
@@ -141,6 +141,8 @@ def page_of(finding: Finding) -> tuple[str, str]:
         return STEERING_PAGE, links.SWEEP
     if finding.kind in ("unlearn.canvas", "bench.unlearn"):
         return UNLEARNING_PAGE, links.UNLEARNED
+    if finding.kind == information.SITE or finding.kind in information.WORDS:
+        return INFORMATION_PAGE, links.INFO
     return MEASUREMENTS_PAGE, links.RESULT
 
 

@@ -53,7 +53,7 @@ def verdict(checks: Sequence[Check], opened: Opened) -> None:
     if commands:
         st.caption("What is not measured is measured by:")
         filled = (c.replace("RUN", run).replace("NAME", name) for c in commands)
-        st.code("\n".join(f"denoscope {command}" for command in filled), language="bash")
+        st.code("\n".join(f"denoscope {command}" for command in filled), language="bash", wrap_lines=True)
 
 
 def by_step(metrics: Mapping[str, Any], bundle: FeatureBundle) -> None:
@@ -87,7 +87,7 @@ def densities(frame: pd.DataFrame, bundle: FeatureBundle) -> None:
     st.plotly_chart(figure, config=CONFIG, key="he_density", alt="Histogram of feature densities, logarithmic")
     st.caption(
         f"{dead:,} of {len(frame):,} never fire in these {bundle.n_samples:,} images (they are not in the histogram), "
-        f"{dense:,} are on in more than {above:.0%} of all rows."
+        f"{dense:,} dense: on in more than {above:.0%} of all rows."
     )
 
 
