@@ -103,3 +103,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from test_apps_dashboard_run import planted_run
 
     return planted_run(tmp_path_factory.mktemp("dashboard") / "planted")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finders on a store read so few rows at a time that the smallest store takes several blocks."""
+    from probe.directions import rows
+
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", 2048)

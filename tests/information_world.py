@@ -9,21 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_ndtr
+from seeded import gen, normal
 
 from probe.information import Column, Nodes, measure
 from probe.information.table import NodeTable
 from probe.model.eps_model import LogSnr, alpha_sigma
 
-SEEDS = [0, 1, 2]
 WIDE = (1.0, 2.0, 8.0)  # location, scale and clip of the table of oracles
-
-
-def gen(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=gen(seed), dtype=torch.float64)
 
 
 class Exact:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, Points, normal
+from information_world import Points
+from seeded import SEEDS, normal
 
 from probe.information import (
     Column,

@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, Channel
+from information_world import Channel
+from seeded import SEEDS
 
 from probe.errors import InvalidRequest
 from probe.information import (

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, Channel, normal
+from information_world import Channel
+from seeded import SEEDS, normal
 
 from probe.errors import InvalidRequest
 from probe.information import (

@@ -9,8 +9,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, WIDE, Channel, Points, channel_table, gen, normal, one_node
+from information_world import WIDE, Channel, Points, channel_table, one_node
 from scipy.stats import norm
+from seeded import SEEDS, gen, normal
 
 from probe.information import (
     Column,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from information_world import SEEDS, Channel, Points, normal
+from information_world import Channel, Points
+from seeded import SEEDS, normal
 from store_support import complete_store, small_spec
 
 from activations_store import ActivationStore

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from information_world import SEEDS, WIDE, Channel, Intervals, Student, channel_table
+from information_world import WIDE, Channel, Intervals, Student, channel_table
 from scipy.special import gammaln
+from seeded import SEEDS
 
 from probe.information import (
     Column,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from seeded import SEEDS, normal
 
 from probe.capture import Recorder, resolve_sites
 from probe.directions.direction import Direction, random_direction
@@ -18,11 +19,6 @@ from probe.interventions import intervene
 from probe.model import generate
 
 SITE = "unet.mid_block:out"
-SEEDS = [0, 1, 2]
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def direction(seed: int, n: int = 3, k: int = 2, d: int = 6, **options: Any) -> Direction:

@@ -11,22 +11,14 @@ import torch
 from conftest import build_tiny_pipeline
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from scipy.special import iv
+from seeded import SEEDS, gen, normal
 
 from probe.errors import InvalidRequest
 from probe.model import PipelineEps, noised, schedule, score, x0_hat
 from probe.model.analytic import Gaussian, GaussianMixture, LowRankMixture, Sphere
 from probe.model.analytic.sphere import mean_resultant
 
-SEEDS = [0, 1, 2]
 LEVELS = [-6.0, -1.0, 0.5, 4.0]
-
-
-def gen(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=gen(seed), dtype=torch.float64)
 
 
 def covariance(seed: int, d: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import build_tiny_pipeline
+from seeded import SEEDS, normal
 
 from probe.directions.jacobian import Jacobian, Restricted, spatial_weights
 from probe.directions.points import EPS, X0, X_T, Point, added, jacobian, site_of, trajectory
@@ -16,7 +17,6 @@ from probe.errors import InvalidDirection, UnknownSite
 from probe.model import PipelineEps, x0_hat
 from probe.model.analytic import GaussianMixture, LowRankMixture
 
-SEEDS = [0, 1, 2]
 PLACES = [
     ("mid_block", EPS),
     (X_T, "mid_block"),
@@ -24,10 +24,6 @@ PLACES = [
     (X_T, EPS),
     ("down_blocks.1", "up_blocks.0.attentions.0:delta"),
 ]
-
-
-def normal(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class Matrix:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_pipeline
+from seeded import SEEDS, normal
 
 from probe.directions import (
     Asymmetry,
@@ -27,12 +28,6 @@ from probe.directions.subspace import dense
 from probe.errors import InvalidDirection, NotFitted, UnknownSite
 from probe.model import PipelineEps, noised
 from probe.model.analytic import Gaussian, GaussianMixture, LowRankMixture, Sphere
-
-SEEDS = [0, 1, 2]
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def logit(abar: float) -> float:
