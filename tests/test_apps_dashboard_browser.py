@@ -185,3 +185,35 @@ def test_from_home_to_a_feature(server: int, browser: Any, tmp_path: Path) -> No
     wait(lambda: titled("Feature 1"), "the feature of the link")
     wait(lambda: n_pictures() >= 9 + 6, "its heat maps")
     unbroken()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_two_features_share_a_step(server: int, browser: Any, tmp_path: Path) -> None:
+    """Compare in a browser: a suggestion becomes B, the locked step moves both panes, and the address follows both."""
+
+    def elements(selector: str) -> list[Any]:
+        return browser.find_elements("css selector", selector)
+
+    def captions(text: str) -> int:
+        return browser.execute_script(
+            "return [...document.querySelectorAll('[data-testid=stCaptionContainer]')]"
+            ".filter(e => e.innerText.includes(arguments[0])).length",
+            text,
+        )
+
+    browser.get(f"http://localhost:{server}/compare?f=9")
+    wait(lambda: captions("each at its strongest step") == 2, "both panes")
+    wait(lambda: len(elements(".js-plotly-plot")) == 3, "the scatter and both curves")
+    shown = [e for e in elements("[class*=st-key-cp_take_] button") if e.text]  # Streamlit hides a twin of each
+    suggestion = shown[-1]  # the first is B already
+    taken = suggestion.text
+    suggestion.click()
+    wait(lambda: f"cp_f={taken}" in browser.current_url, "the address of the suggestion")
+    wait(lambda: captions("each at its strongest step") == 2, "both panes again")
+    elements("[data-testid=stSlider] input[type=range]")[0].send_keys("\ue014")  # the right arrow
+    wait(lambda: "cp_step=0" in browser.current_url, "the address of the step")
+    wait(lambda: captions("step 0 of 5") == 2, "both panes at the step")
+    assert not elements("[data-testid=stException], [data-testid=stError]")
+    folder = Path(os.environ.get("DENOSCOPE_SCREENSHOTS", tmp_path))
+    assert browser.save_screenshot(str(folder / "compare.png"))
