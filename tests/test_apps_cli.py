@@ -138,6 +138,23 @@ class TestMistakes:
         assert "no module 'unet.mid_blok'" in message and "unet.mid_block" in message
         assert not out.exists()
 
+    def test_settings_that_exclude_each_other(
+        self, tiny_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = [
+            "collect",
+            "--model",
+            tiny_folder,
+            "--sites",
+            "mid_block",
+            "--prompts",
+            prompts,
+            "--out",
+            tmp_path / "x",
+        ]
+        message = complaint(capsys, *asked, "--tokens", "4", "--pool", "mean")
+        assert "--tokens 4 and --pool mean exclude each other" in message
+
     @pytest.mark.parametrize(
         ("name", "content", "expected"),
         [("empty.txt", "\n# nothing\n", "no prompts"), ("bad.csv", "text\nx\n", "no column 'prompt'")],

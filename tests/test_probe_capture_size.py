@@ -250,7 +250,7 @@ def test_without_images_a_generation_ends_after_the_last_recorded_site(tiny_pipe
         ({"tokens": 0}, "tokens must be an integer of at least 1, got 0"),
         ({"token_seed": -1}, "token_seed must be an integer of at least 0"),
         ({"pool": "median"}, "expected None or one of mean, max"),
-        ({"pool": "mean", "tokens": 4}, "exclude each other"),
+        ({"pool": "mean", "tokens": 4}, "tokens=4 and pool='mean' exclude each other"),
         ({"on_nonfinite": "ignore"}, "expected refuse or flag"),
         ({"record_steps": ()}, "expected different steps from 0 to 2"),
         ({"record_steps": (3,)}, "expected different steps from 0 to 2"),

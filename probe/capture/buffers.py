@@ -100,6 +100,6 @@ class ShardBuffers:
         n_inf = int(bad.sum()) - n_nan - n_overflow
         raise NonFiniteActivations(
             f"site {site} step {step} branch {branch}: {n_nan} NaN, {n_inf} infinite and {n_overflow} values too large "
-            f"for {self._dtype}, of {bad.numel()}. Record with --dtype float32 or bfloat16 if they are too "
-            "large, or with --on-nonfinite flag to store and count them."
+            f"for {self._dtype}, of {bad.numel()}. Record with dtype='float32' or dtype='bfloat16' if they "
+            "are too large, or with on_nonfinite='flag' to store and count them."
         )

@@ -107,7 +107,7 @@ class Recording:
             raise InvalidPlan(f"plan: pool {self.pool!r}; expected None or one of {', '.join(POOLS)}.")
         if self.pool is not None and self.tokens is not None:
             raise InvalidPlan(
-                f"plan: --tokens {self.tokens} and --pool {self.pool} exclude each other; give one of them."
+                f"plan: tokens={self.tokens} and pool={self.pool!r} exclude each other; give one of them."
             )
         if self.on_nonfinite not in ON_NONFINITE:
             raise InvalidPlan(f"plan: on_nonfinite {self.on_nonfinite!r}; expected {' or '.join(ON_NONFINITE)}.")

@@ -16,7 +16,7 @@ from probe.capture.recording import Recording
 from probe.capture.sites import Site, resolve_sites
 from probe.capture.tokens import TokenLayout
 from probe.errors import InvalidPlan, UnsupportedSite
-from probe.model.generate import call_kwargs, no_progress_bar
+from probe.model.generate import call_kwargs, call_pipeline, no_progress_bar
 from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.schedule import schedule_of
@@ -70,8 +70,8 @@ class Observed:
             guidance = getattr(plan, "guidance", 1.0)
             raise InvalidPlan(
                 f"plan: branch {', '.join(missing)} is not computed at guidance {guidance:g} by this pipeline, which "
-                f"runs {', '.join(self.branches)}. Record with --branches {' '.join(self.branches)}, or raise "
-                "--guidance above 1."
+                f"runs {', '.join(self.branches)}. Record with branches={self.branches!r}"
+                + (", or raise guidance above 1." if guidance <= 1.0 else ".")
             )
         layouts = self.layouts(plan)
         return StoreSpec.plan(
@@ -145,7 +145,7 @@ def observe_generation(pipe: Pipeline, plan: CapturePlan) -> Observed:
         # pipelines call their denoiser once for each branch.
         stopped = suppress(_FirstStepDone)
         with Recorder(pipe, sites, receive), no_progress_bar(pipe), override(pipe.scheduler, "step", stop), stopped:
-            pipe(**kwargs)
+            call_pipeline(pipe, kwargs)
 
     shapes, branches = observe_sites(sites, run)
     timesteps, log_snr = schedule_of(pipe.scheduler)

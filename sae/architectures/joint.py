@@ -163,6 +163,6 @@ def shared_tokens(store: ActivationStore, sites: Sequence[str]) -> int:
         found = ", ".join(f"{spec.name} has {spec.tokens} tokens in grid {spec.grid}" for spec in specs)
         raise ConfigError(
             f"Rows of {store.place} cannot be read together: {found}. A crosscoder reads the same cell of all its "
-            "sites: choose sites on one token grid, or collect them with --pool mean."
+            "sites: choose sites on one token grid, or collect them with: denoscope collect --pool mean."
         )
     return specs[0].tokens
