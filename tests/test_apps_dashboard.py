@@ -421,8 +421,10 @@ from streamlit.testing.v1 import AppTest
 sys.argv = ["Home.py", {str(run)!r}]
 page = AppTest.from_file({str(DASHBOARD / "Home.py")!r}, default_timeout={TIMEOUT}).run()
 assert not page.exception and page.title[0].value == "planted", page.exception
-page.switch_page("app_pages/feature.py").run()
-assert not page.exception and page.title[0].value.startswith("Feature"), page.exception
+for name in ("feature", "inspect"):
+    page.switch_page(f"app_pages/{{name}}.py").run()
+    assert not page.exception and page.title[0].value.lower().startswith(name), page.exception
+    assert name == "feature" or page.dataframe, "the sample was read and encoded"
 print(json.dumps([n for n in ("diffusers", "transformers", "probe", "nnsight", "sae_lens") if n in sys.modules]))
 """
     environment = os.environ | {"PYTHONPATH": str(DASHBOARD.parent.parent)}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -217,3 +218,45 @@ def test_two_features_share_a_step(server: int, browser: Any, tmp_path: Path) ->
     assert not elements("[data-testid=stException], [data-testid=stError]")
     folder = Path(os.environ.get("DENOSCOPE_SCREENSHOTS", tmp_path))
     assert browser.save_screenshot(str(folder / "compare.png"))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_drag_over_the_image_selects_its_cells(server: int, browser: Any, tmp_path: Path) -> None:
+    """Inspect: a drag over the picture becomes the cells in the address, a short one a single cell; a click too."""
+    from selenium.webdriver import ActionChains
+
+    def picker() -> Any:
+        return browser.find_elements("css selector", ".js-plotly-plot")[0]
+
+    def cells() -> str:
+        return parse_qs(urlsplit(browser.current_url).query).get("in_cells", [""])[0]
+
+    def corner(move: Callable[[Any], Any]) -> None:
+        """A gesture that begins above and left of the middle of the picture's cell in row 1, column 2 of 8."""
+        at, side = picker(), min(picker().size["width"], picker().size["height"])
+        move(
+            ActionChains(browser).move_to_element_with_offset(at, -1.8 * side / 8, -2.8 * side / 8).pause(0.5)
+        ).perform()
+
+    browser.get(f"http://localhost:{server}/inspect?in_step=4")
+    wait(lambda: len(browser.find_elements("css selector", ".js-plotly-plot")) == 2, "the picture and the raster")
+    wait(lambda: cells() == "all", "the whole image")
+    side = min(picker().size["width"], picker().size["height"])
+    far = round(side / 8 * 2.4)
+    corner(lambda hand: hand.click_and_hold().move_by_offset(far // 2, far // 2).move_by_offset(far, far).release())
+    wait(lambda: cells() == "1-4,2-5", "the cells of a long drag")
+    wait(lambda: browser.find_elements("css selector", ".js-plotly-plot .shapelayer path"), "the frame around them")
+    folder = Path(os.environ.get("DENOSCOPE_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    assert browser.save_screenshot(str(folder / "inspect.png"))
+    corner(lambda hand: hand.click_and_hold().move_by_offset(5, 5).move_by_offset(5, 5).release())
+    wait(lambda: cells() == "1,2", "the cell of a short drag")
+    next(b for b in browser.find_elements("tag name", "button") if b.text.strip() == "click").click()
+    wait(
+        lambda: browser.execute_script("return arguments[0]._fullLayout.dragmode", picker()) == "pan", "the click mode"
+    )
+    ActionChains(browser).move_to_element_with_offset(picker(), side / 16, side / 16).pause(0.5).click().perform()
+    wait(lambda: cells() == "4,4", "the cell of a click")
+    for kind in ("stException", "stError"):
+        assert not browser.find_elements("css selector", f"[data-testid={kind}]")

@@ -21,8 +21,9 @@ def add_parser(commands: Commands) -> None:
         "app",
         run,
         summary="open the dashboard on a run",
-        about="Serve the dashboard of a run at 127.0.0.1: features, directions, unlearning, steering, and every file "
-        "of results in the folder. It reads what the other commands wrote and never runs a model.",
+        about="Serve the dashboard of a run at 127.0.0.1: features, single images, directions, unlearning, "
+        "steering, and every file of results in the folder. It reads what the other commands wrote; a model is run by "
+        "one button alone, Draw on the page Inspect.",
         example=_EXAMPLE,
     )
     parser.add_argument(

@@ -47,7 +47,7 @@ def top_features(shown: Shown) -> None:
     st.dataframe(
         inspected.table(shown),
         hide_index=True,
-        height=560,
+        height=min(560, 35 * (n + 1) + 3),
         on_select=partial(_chosen, key, tuple(features.tolist())),
         selection_mode="single-row",
         column_config=_columns(shown.axis.unit),
@@ -160,7 +160,7 @@ def _compared(shown: Shown, other: Subject) -> None:
             st.dataframe(
                 inspected.compared_table(shown, features, **means),
                 hide_index=True,
-                height=300,
+                height=min(300, 35 * (max(1, len(features)) + 1) + 3),
                 column_config={"Feature": _FEATURE, "A": number, "B": number},
                 key=f"in_compare_{title}",
                 alt=f"{title}: {len(features)} features",

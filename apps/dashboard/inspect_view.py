@@ -32,6 +32,11 @@ def view(opened: Opened, bundle: FeatureBundle, subject: Subject, others: Others
         subject: the image.
         others: what it can be compared with.
     """
+    with shell.reading("The sample"):
+        _show(opened, bundle, subject, others)
+
+
+def _show(opened: Opened, bundle: FeatureBundle, subject: Subject, others: Others) -> None:
     address = Address()
     look = address.one_of(links.LOOK, what="view", choices=tiles.VIEWS, default="overlay")
     shown = _decide(address, opened, bundle, subject)

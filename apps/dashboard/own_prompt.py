@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,10 +42,8 @@ def drawn(opened: Opened) -> Drawn | None:
     return None if job is None or job.state != "done" else job.result
 
 
-def subject(opened: Opened, bundle: FeatureBundle, made: Drawn) -> Subject:
-    """A drawn image as the page shows it."""
-    sae = opened.sae
-    assert sae is not None  # the page does not come so far without a dictionary
+def subject(opened: Opened, sae: Path, bundle: FeatureBundle, made: Drawn) -> Subject:
+    """A drawn image as the page shows it; ``sae`` is the dictionary's folder."""
 
     def picture(step: int) -> tuple[np.ndarray, str]:
         found = made.prediction(step)
@@ -64,8 +63,8 @@ def subject(opened: Opened, bundle: FeatureBundle, made: Drawn) -> Subject:
     )
 
 
-def form(opened: Opened, bundle: FeatureBundle) -> None:
-    """Prompt, seed, guidance and model, the button, and the state of the drawing."""
+def form(opened: Opened, sae: Path) -> None:
+    """Prompt, seed, guidance, model, the button, and the state of the drawing. ``sae`` says which sites to record."""
     store = readers.opened_store(opened.run)
     if "steps" not in store.plan:
         st.info(
@@ -81,7 +80,7 @@ def form(opened: Opened, bundle: FeatureBundle) -> None:
         if st.button(
             "Draw", type="primary", icon=":material/brush:", key="in_draw", disabled=job is not None and job.alive
         ):
-            _start(opened, request)
+            _start(opened, sae, request)
             st.rerun()
         st.caption(
             f"Loads the model and draws one image in {store.plan['steps']} steps, recorded as the run's samples were. "
@@ -91,7 +90,7 @@ def form(opened: Opened, bundle: FeatureBundle) -> None:
     if job is not None and job.state == "cancelled":
         st.caption("The drawing was cancelled.")
     if job is not None and job.state == "failed" and job.error is not None:
-        _failed(opened, request, job.error)
+        _failed(opened, sae, request, job.error)
 
 
 def _request(store: ActivationStore) -> Request:
@@ -133,11 +132,9 @@ def _request(store: ActivationStore) -> Request:
     return Request(prompt, seed, guidance, model.strip(), tuple(store.spec.branches))
 
 
-def _start(opened: Opened, request: Request) -> None:
+def _start(opened: Opened, sae: Path, request: Request) -> None:
     """Begins the drawing. What a later rerun of the page does cannot disturb it."""
-    store, sae = readers.opened_store(opened.run), opened.sae
-    assert sae is not None
-    sites = readers.sites_of(sae)
+    store, sites = readers.opened_store(opened.run), readers.sites_of(sae)
 
     def work(job: jobs.Job[Any]) -> Drawn:
         from apps.inspecting.drawing import draw
@@ -145,7 +142,7 @@ def _start(opened: Opened, request: Request) -> None:
         def preview(step: int, image: np.ndarray) -> None:
             job.preview = tiles.jpeg(resize(image, 96))
 
-        job.step(0, 0, "loading the model")
+        job.step(0, 0, "loading libraries and model")
         return draw(
             store,
             sites,
@@ -157,7 +154,7 @@ def _start(opened: Opened, request: Request) -> None:
     jobs.start(job_name(opened), f"Drawing {links.quoted(request.prompt)}", work)
 
 
-def _failed(opened: Opened, request: Request, error: Exception) -> None:
+def _failed(opened: Opened, sae: Path, request: Request, error: Exception) -> None:
     """One line that says why, what to do, and a report to copy."""
     with st.container(border=True):
         st.markdown(":material/error: **The image could not be drawn.**")
@@ -165,10 +162,10 @@ def _failed(opened: Opened, request: Request, error: Exception) -> None:
         if isinstance(error, NotEnoughRoom):
             with st.container(horizontal=True):
                 if len(request.computed) > 1 and st.button("Draw and keep branch cond only", key="in_cheaper_branch"):
-                    _start(opened, replace(request, branches=("cond",)))
+                    _start(opened, sae, replace(request, branches=("cond",)))
                     st.rerun()
                 if request.guidance > 1.0 and st.button("Draw with guidance 1", key="in_cheaper_guidance"):
-                    _start(opened, replace(request, guidance=1.0))
+                    _start(opened, sae, replace(request, guidance=1.0))
                     st.rerun()
         with st.expander("Report", icon=":material/content_copy:"):
             known = {"python": platform.python_version()} | {n: version(n) for n in ("streamlit", "torch", "numpy")}

@@ -145,16 +145,18 @@ def _draw(
         **{name: made[name] for name in ("dtype", "tokens", "token_seed", "pool", "record_steps") if name in made},
     )
     seen = observe_generation(pipe, plan)
-    buffers = ShardBuffers(seen.spec(plan, plan.kept_steps), plan, seen.layouts(plan), plan.kept_steps, 0)
+    n_steps = len(seen.timesteps)  # more than the plan's, for samplers with several calls a step
+    kept = plan.kept_of(n_steps)
+    buffers = ShardBuffers(seen.spec(plan, kept), plan, seen.layouts(plan), kept, 0)
     shown: dict[int, np.ndarray] = {}
 
     def keep(step: int, image: np.ndarray) -> None:
         shown[step] = image
         on_preview(step, image)
 
-    clock = StepClock(pipe, lambda: on_step(clock.step, plan.steps))
+    clock = StepClock(pipe, lambda: on_step(clock.step, n_steps))
     buffers.begin(range(1))
-    wanted = np.linspace(0, plan.steps - 1, min(plan.steps, N_PREVIEWS)).round().astype(int)
+    wanted = np.linspace(0, n_steps - 1, min(n_steps, N_PREVIEWS)).round().astype(int)
     with (
         Recorder(pipe, list(seen.shapes), buffers.receive, clock=clock),
         predictions(pipe, frozenset(wanted.tolist()), clock, keep),
@@ -162,13 +164,14 @@ def _draw(
         image = run_batch(pipe, [request.prompt], [request.seed], steps=plan.steps, guidance=plan.guidance)[0]
     buffers.end()
     rows = {site: array[0] for site, array in buffers.arrays.items()}
-    position = {step: i for i, step in enumerate(plan.kept_steps)}
+    position = {step: i for i, step in enumerate(kept)}
     return Drawn(request, rows, plan.branches, image, {position[s]: p for s, p in shown.items() if s in position})
 
 
 @lru_cache(maxsize=1)
 def _model(name: str, dtype: str) -> Pipeline:
     """A pipeline from this machine's own files, on an accelerator if there is one."""
+    place = _on_this_machine(name)  # before anything heavy is imported
     import torch
 
     from probe.model import load_pipeline
@@ -176,7 +179,7 @@ def _model(name: str, dtype: str) -> Pipeline:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # On a CPU half precision is for storage; the weights are then the same numbers in float32.
     chosen = "float32" if device == "cpu" and dtype == "float16" else dtype
-    return load_pipeline(_on_this_machine(name), dtype=getattr(torch, chosen), device=device)
+    return load_pipeline(place, dtype=getattr(torch, chosen), device=device)
 
 
 def _on_this_machine(name: str) -> str | Path:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from probe.interventions.clock import override
 from probe.lenses.inversion import decode
 from probe.model import StepClock
+from probe.model.override import override
 from probe.model.pipeline import Pipeline
 from probe.model.prediction import clean_of, prediction_type
 from probe.model.schedule import training_level

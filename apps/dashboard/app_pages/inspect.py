@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -21,10 +22,8 @@ RECORDED, OWN = "recorded", "own"
 _LISTED = 100  # prompts in the list
 
 
-def recorded(opened: Opened, bundle: FeatureBundle, number: int) -> Subject:
-    """A sample of the store as the page shows it."""
-    sae = opened.sae
-    assert sae is not None  # the page does not come so far without a dictionary
+def recorded(opened: Opened, sae: Path, bundle: FeatureBundle, number: int) -> Subject:
+    """A sample of the store as the page shows it; ``sae`` is the dictionary's folder."""
     store = readers.opened_store(opened.run)
     row = readers.sample(opened.run, number)
 
@@ -73,64 +72,66 @@ def choose(opened: Opened) -> int | None:
     return number
 
 
-def missing(opened: Opened) -> bool:
-    """Says what Inspect lacks, if it lacks anything."""
+def missing(opened: Opened) -> None:
+    """What Inspect lacks, and the command that makes it."""
     step = shell.next_step(opened.run, opened.name)
     run = shlex.quote(str(opened.run.folder))
     if step is not None and opened.bundle is None:
         shell.show_next_step(*step)
     elif opened.bundle is None:
         st.caption("This folder holds results and no dictionary; they are under Measurements.")
-    elif opened.sae is None:
-        shell.show_next_step(
-            "Inspect encodes samples with the dictionary itself, and only its feature bundle is here.",
-            f"denoscope train {run}/store --site {shlex.quote(readers.bundle(opened.bundle).info['site'])}",
-        )
     elif readers.collected(opened.run) is None:
         shell.show_next_step(
-            "Inspect reads samples from the store, which is not in this run. Put it back, or collect again.",
+            "Inspect reads samples from the store, and it is not in this run. Put it back, or collect again.",
             f"denoscope collect --model canvas --sites mid_block --out {run}",
         )
     else:
-        return False
-    return True
+        site = readers.bundle(opened.bundle).info["site"]
+        shell.show_next_step(
+            "Inspect encodes samples with the dictionary itself, and only its feature bundle is here.",
+            f"denoscope train {run}/store --site {shlex.quote(site)}",
+        )
+
+
+def choose_source() -> str:
+    """A recorded sample or a prompt of one's own."""
+    address = Address()
+    source = address.one_of(links.INSPECT, what="source", choices=(RECORDED, OWN), default=RECORDED)
+    st.segmented_control(
+        "Image",
+        [RECORDED, OWN],
+        format_func={RECORDED: "Recorded sample", OWN: "Own prompt"}.__getitem__,
+        key=widget(links.INSPECT),
+        on_change=changed,
+        args=(links.INSPECT,),
+        required=True,
+        label_visibility="collapsed",
+    )
+    address.save()
+    shell.tell(address)
+    return source
 
 
 def page(opened: Opened) -> None:
     """The whole page."""
     st.title("Inspect", anchor=False)
-    with reading("The run"):
-        if missing(opened):
-            return
-    if opened.bundle is None:
-        return
+    folder, sae = opened.bundle, opened.sae
     with reading("The sample"):
-        bundle = readers.bundle(opened.bundle)
-        address = Address()
-        source = address.one_of(links.INSPECT, what="source", choices=(RECORDED, OWN), default=RECORDED)
-        st.segmented_control(
-            "Image",
-            [RECORDED, OWN],
-            format_func={RECORDED: "Recorded sample", OWN: "Own prompt"}.__getitem__,
-            key=widget(links.INSPECT),
-            on_change=changed,
-            args=(links.INSPECT,),
-            required=True,
-            label_visibility="collapsed",
-        )
-        address.save()
-        shell.tell(address)
+        if folder is None or sae is None or readers.collected(opened.run) is None:
+            missing(opened)
+            return
+        bundle = readers.bundle(folder)
+        source = choose_source()
         made = own_prompt.drawn(opened)
         subject = None
-        others: dict[str, Callable[[int], Subject]] = {"sample": lambda number: recorded(opened, bundle, number)}
+        others: dict[str, Callable[[int], Subject]] = {"sample": lambda number: recorded(opened, sae, bundle, number)}
         if source == RECORDED:
-            number = choose(opened)
-            subject = recorded(opened, bundle, number)
+            subject = recorded(opened, sae, bundle, choose(opened))
             if made is not None:
-                others["own prompt"] = lambda _: own_prompt.subject(opened, bundle, made)
+                others["own prompt"] = lambda _: own_prompt.subject(opened, sae, bundle, made)
         else:
-            own_prompt.form(opened, bundle)
-            subject = own_prompt.subject(opened, bundle, made) if made is not None else None
+            own_prompt.form(opened, sae)
+            subject = own_prompt.subject(opened, sae, bundle, made) if made is not None else None
         if subject is not None:
             with st.container(gap="xxsmall"):
                 st.text(subject.prompt)
