@@ -36,6 +36,17 @@ def open_recipe(folder: Path, pipe: Pipeline) -> tuple[tuple[Intervention, ...],
     return Recipe.load(folder, pipe).interventions, said
 
 
+def model_of_recipe(folder: Path | None) -> str | None:
+    """Name of the model that a recipe was made for; None without a recipe.
+
+    Raises:
+        probe.errors.RecipeNotFound, RecipeError: there is no recipe, or it is damaged.
+    """
+    from probe.interventions import Recipe
+
+    return None if folder is None else Recipe.load(folder, None).fingerprint.get("name")
+
+
 def _as_made(pipe: Pipeline, made_for: Mapping[str, Any]) -> list[str]:
     import diffusers
     import torch
@@ -52,6 +63,8 @@ def _as_made(pipe: Pipeline, made_for: Mapping[str, Any]) -> list[str]:
         pipe.safety_checker = None
         pipe.register_to_config(requires_safety_checker=False)
         said.append("without the safety checker")
+    if fingerprint(pipe)["weights_hash"] != made_for.get("weights_hash"):
+        return said  # another model, which is to be named as it is
     name = str(made_for.get("scheduler"))
     sampler = getattr(diffusers, name, None)
     if name != found["scheduler"] and isinstance(sampler, type) and issubclass(sampler, diffusers.SchedulerMixin):

@@ -21,12 +21,16 @@ from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     LuminaNextDiT2DModel,
     LuminaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPAGPipeline,
+    UNet2DConditionModel,
 )
 
 from probe.capture import CapturePlan, Recorder, Site, collect
@@ -292,3 +296,24 @@ def test_every_call_of_a_sampler_is_recorded(kind, tmp_path):
     store = collect(pipe, plan, tmp_path / "s")
     assert store.spec.n_steps == len(seen) == {PNDMScheduler: 5, HeunDiscreteScheduler: 7}[kind]
     np.testing.assert_array_equal(store.site("unet.mid_block:out").read(), np.stack(seen).transpose(2, 0, 1, 3, 4))
+
+
+def test_a_plan_records_the_branches_that_are_computed(made):
+    pipe = made[CogView4]
+    assert CapturePlan.for_pipeline(pipe, "norm_out", PROMPTS, guidance=3.0).branches == ("uncond", "cond")
+    assert CapturePlan.for_pipeline(pipe, "norm_out", PROMPTS, guidance=1.0).branches == ("cond",)
+
+
+def test_guidance_that_is_a_number_has_no_branch():
+    parts = build_tiny_pipeline().components
+    config = {key: value for key, value in parts["unet"].config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 8})
+    parts |= {"unet": unet, "scheduler": LCMScheduler()}
+    pipe = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    assert CapturePlan.for_pipeline(pipe, "mid_block", PROMPTS, guidance=8.0).branches == ("cond",)
+
+
+def test_pipelines_that_need_a_picture_are_refused_before_work(tmp_path):
+    pipe = StableDiffusionImg2ImgPipeline(**build_tiny_pipeline().components, requires_safety_checker=False)
+    with pytest.raises(UnsupportedPipeline, match=r"does not draw from a prompt alone \(it takes image\).*Text2Image"):
+        CapturePlan.for_pipeline(pipe, "mid_block", PROMPTS)

@@ -105,9 +105,10 @@ def _described(commands: Commands, name: str, summary: str, about: str, example:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--device`` and ``--precision``."""
-    parser.add_argument("--model", default="canvas", help="canvas, a pipeline folder, or a hub id")
+def add_model(parser: argparse.ArgumentParser, *, default: str | None = "canvas", of: str = "") -> None:
+    """``--model``, ``--device`` and ``--precision``; ``of`` says where a model that is not given comes from."""
+    said = f" (default: {of})" if of else ""
+    parser.add_argument("--model", default=default, help=f"canvas, a pipeline folder, or a hub id{said}")
     parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--precision", default="float32", choices=PRECISIONS, help="number format of the model's weights in memory"
@@ -174,6 +175,20 @@ def load_model(options: argparse.Namespace) -> DiffusionPipeline:
     if precision == "float16" and device.type == "cpu":
         raise InvalidOption("--precision float16 is for accelerators; on a CPU use float32 or bfloat16.")
     return load_pipeline(options.model, dtype=getattr(torch, precision), device=device)
+
+
+def model_of_artefact(given: str | None, name: str | None, what: str | Path) -> str:
+    """The model to load: the one given, else the one that an artefact was made with, else canvas.
+
+    Artefacts name a model by its short name, which is no path, so a folder is found only where it lies at hand.
+
+    Raises:
+        InvalidOption: the artefact's model is neither canvas nor a hub id nor a folder here.
+    """
+    found = given or name or "canvas"
+    if given is None and found != "canvas" and found.count("/") != 1 and not Path(found).is_dir():
+        raise InvalidOption(f"{what} was made with the model {found!r}; give its folder: --model FOLDER.")
+    return found
 
 
 def new_file(path: str | Path, *, force: bool = False) -> Path:

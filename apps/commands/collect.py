@@ -59,7 +59,12 @@ def add_parser(commands: Commands) -> None:
 
     kept = parser.add_argument_group("what is kept")
     kept.add_argument("--record-steps", type=steps_range, metavar="STEPS", help="such as 0-4,10 (default: all)")
-    kept.add_argument("--branches", nargs="+", choices=("uncond", "cond"), help="guidance branches (default: all)")
+    kept.add_argument(
+        "--branches",
+        nargs="+",
+        choices=("uncond", "cond"),
+        help="guidance branches (default: all that the model computes)",
+    )
     kept.add_argument("--tokens", type=positive, metavar="N", help="the same N tokens of every map (default: all)")
     kept.add_argument("--token-seed", type=int, default=0, help="decides which tokens --tokens keeps")
     kept.add_argument("--pool", choices=("mean", "max"), help="one row a map, pooled over its tokens")
@@ -100,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         if isinstance(plan, ImagePlan)
         else (f"{plan.steps} steps, guidance {plan.guidance:g}")
     )
-    print(f"model {plan.model}, {what}, sites {', '.join(plan.sites)}")
+    print(f"model {plan.model}, {what}, branches {'+'.join(plan.branches)}, sites {', '.join(plan.sites)}")
     if plan.labels:
         print(f"labels: {counts(plan.labels)}")
     started = (target / STORE_MARK).exists()

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.commands._options import Commands, add_command, add_model, add_sampling, load_model, new_file, positive
+from apps.commands._options import (
+    Commands,
+    add_command,
+    add_model,
+    add_sampling,
+    load_model,
+    model_of_artefact,
+    new_file,
+    positive,
+)
 
 if TYPE_CHECKING:
     from probe.interventions import Intervention
@@ -28,7 +37,7 @@ def add_parser(commands: Commands) -> None:
         "--recipe the saved interventions are applied, and the unedited images stand above the edited ones.",
         example=_EXAMPLE,
     )
-    add_model(parser)
+    add_model(parser, default=None, of="the recipe's, else canvas")
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", help="or: canvas:N, or a .txt, .csv or .jsonl file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of each prompt")
@@ -45,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from apps.images import labelled_grid, save_png
     from apps.progress import bar
     from apps.prompts import prompts_from
-    from apps.recipes import open_recipe
+    from apps.recipes import model_of_recipe, open_recipe
     from probe.model import generate
 
     out = new_file(options.out, force=options.force)
@@ -56,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidOption("generate: there is no prompt; give --prompt TEXT or --prompts FILE.")
     if min(options.seeds) < 0:
         raise InvalidOption(f"generate: seeds are whole numbers from 0, got {min(options.seeds)}.")
+    options.model = model_of_artefact(options.model, model_of_recipe(options.recipe), options.recipe or "generate")
     pipe = load_model(options)
     interventions: tuple[Intervention, ...] = ()
     if options.recipe:

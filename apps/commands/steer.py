@@ -11,6 +11,7 @@ from apps.commands._options import (
     add_command,
     add_sampling,
     load_model,
+    model_of_artefact,
     positive,
     steps_range,
 )
@@ -87,8 +88,8 @@ def run(options: argparse.Namespace) -> None:
     from apps.steering.sweep import Sweep
     from probe.model import generation_defaults
 
-    push, inferred, made_with = asked_of(options)
-    options.model = options.model or "canvas"
+    push, inferred, made_with, model = asked_of(options)
+    options.model = model_of_artefact(options.model, model, options.sae or options.direction)
     options.precision = (made_with or {}).get("dtype", "float32")  # rounded weights are another model
     pipe = load_model(options)
     if made_with is not None:
@@ -137,11 +138,13 @@ class Asked(NamedTuple):
         push: what is pushed.
         concept: (factor, label) that a direction was fitted for; None if it does not say.
         made_with: fingerprint of the model that the dictionary or direction came from; None if it does not say.
+        model: the model's name; None if it does not say.
     """
 
     push: Push
     concept: tuple[str, str] | None = None
     made_with: dict[str, Any] | None = None
+    model: str | None = None
 
 
 def asked_of(options: argparse.Namespace) -> Asked:
@@ -163,8 +166,8 @@ def asked_of(options: argparse.Namespace) -> Asked:
         known = about.get("factor") and about.get("positive")
         push = direction_push(found, options.component, options.unit or "std")
         made_with = found.provenance.get("model") or None
-        options.model = options.model or (made_with or {}).get("name")
-        return Asked(push, (about["factor"], about["positive"]) if known else None, made_with)
+        concept = (about["factor"], about["positive"]) if known else None
+        return Asked(push, concept, made_with, (made_with or {}).get("name"))
     from apps.checks import fingerprint_of, model_of
     from apps.runs import sae_folder
     from sae import load_sae
@@ -173,14 +176,13 @@ def asked_of(options: argparse.Namespace) -> Asked:
         raise InvalidOption("steer: --unit std belongs to --direction; features have p99 and raw.")
     options.sae = sae_folder(options.sae)
     sae = load_sae(options.sae)
-    options.model = options.model or model_of(sae)
     features = options.feature
     if not features:
         if options.concept is None:
             raise InvalidOption("steer: say what is pushed: --feature N, or --concept FACTOR=LABEL for its best one.")
         features = [best_feature(options.sae, *options.concept)]
     units = None if options.unit == "raw" else feature_units(options.sae, features)
-    return Asked(feature_push(sae, features, units), made_with=fingerprint_of(sae))
+    return Asked(feature_push(sae, features, units), made_with=fingerprint_of(sae), model=model_of(sae))
 
 
 def prompts_of(options: argparse.Namespace, target: tuple[str, str] | None) -> list[str]:

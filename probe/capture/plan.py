@@ -9,7 +9,7 @@ from typing import Any
 from probe.capture.recording import Recording, is_count
 from probe.capture.sites import Site, resolve_sites
 from probe.errors import InvalidPlan
-from probe.model.branches import BRANCHES
+from probe.model.conditioning import computed_branches
 from probe.model.fingerprint import model_name
 from probe.model.generate import generation_defaults
 from probe.model.pipeline import Pipeline
@@ -81,19 +81,20 @@ class CapturePlan(Recording):
             first_seed: see ``seeds``.
             labels: for each factor, one value a prompt.
             steps, guidance: the model's defaults if None.
-            branches: both, or only ``cond`` where the guidance scale is at most 1, if None.
+            branches: those that the pipeline computes at this guidance scale, if None.
             **options: ``record_steps`` and the fields of ``Recording``, such as ``dtype`` or ``tokens``.
         """
         if isinstance(prompts, str):
             raise InvalidPlan(f"plan: prompts must be a list of strings, got the string {prompts!r}.")
         default = generation_defaults(pipe)
         scale = default.guidance if guidance is None else float(guidance)
+        given = tuple(prompts)
         if branches is None:
-            branches = BRANCHES if scale > 1.0 else ("cond",)
+            branches = computed_branches(pipe, given[0], scale) if given and scale > 1.0 else ("cond",)
         return cls(
             model=model_name(pipe),
             sites=tuple(str(site) for site in resolve_sites(pipe, sites)),
-            prompts=tuple(prompts),
+            prompts=given,
             seeds=tuple(range(first_seed, first_seed + len(prompts)) if seeds is None else seeds),
             labels={name: tuple(values) for name, values in (labels or {}).items()},
             steps=default.steps if steps is None else steps,

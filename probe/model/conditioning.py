@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from probe.errors import UnsupportedPipeline
-from probe.model.branches import branch_layout
-from probe.model.generate import call_kwargs, model_label, no_progress_bar
+from probe.model.branches import Branches, branch_layout
+from probe.model.generate import call_kwargs, call_pipeline, model_label, no_progress_bar
 from probe.model.packing import Packing
 from probe.model.pipeline import Pipeline
 from probe.model.steps import denoiser
@@ -45,7 +45,7 @@ class DenoiserCall(NamedTuple):
 class _BeforeFirstCall(BaseException):
     """Ends a pipeline call before its denoiser runs; carries the denoiser's arguments and their branches."""
 
-    def __init__(self, call: dict[str, Any], branches: tuple[str, ...]) -> None:
+    def __init__(self, call: dict[str, Any], branches: Branches) -> None:
         self.call, self.branches = call, branches
 
 
@@ -60,24 +60,7 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
     Raises:
         UnsupportedPipeline: the denoiser is not called with a map, plain or packed, and a 'timestep' of the scheduler.
     """
-    _, module = denoiser(pipe)
-    signature = inspect.signature(module.forward)
-
-    def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = dict(signature.bind_partial(*args, **kwargs).arguments)
-        raise _BeforeFirstCall(call, branch_layout(pipe, call).here)
-
-    # First of all hooks: what somebody adds to the prompt meanwhile is no part of the pipeline's call.
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-    call: dict[str, Any] = {}
-    branches: tuple[str, ...] = ()
-    try:
-        with no_progress_bar(pipe):
-            pipe(**call_kwargs(pipe, prompts, [0] * len(prompts), steps=2, guidance=guidance))
-    except _BeforeFirstCall as stopped:
-        call, branches = stopped.call, stopped.branches
-    finally:
-        handle.remove()
+    call, branches = _first_call(pipe, prompts, guidance)
     name = next(iter(call), "")
     sample = call.get(name)
     packing = None
@@ -88,7 +71,37 @@ def denoiser_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> De
             f"{model_label(pipe)} does not call its denoiser with a map (batch, channels, height, width) and a "
             "'timestep', so it cannot be called on a sample of ours."
         )
-    return DenoiserCall(module, call, name, branches, packing, _time_scale(pipe, call["timestep"]))
+    scale = _time_scale(pipe, call["timestep"])
+    return DenoiserCall(denoiser(pipe)[1], call, name, branches.here, packing, scale)
+
+
+def computed_branches(pipe: Pipeline, prompt: str, guidance: float) -> tuple[str, ...]:
+    """The guidance branches that a generation computes; arguments and cost as ``denoiser_call``.
+
+    A model that takes its guidance as a number (FLUX, latent consistency models) has no unconditional branch at any.
+    """
+    return _first_call(pipe, [prompt], guidance)[1].whole
+
+
+def _first_call(pipe: Pipeline, prompts: Sequence[str], guidance: float) -> tuple[dict[str, Any], Branches]:
+    """The denoiser's arguments by name, and their branches."""
+    _, module = denoiser(pipe)
+    signature = inspect.signature(module.forward)
+
+    def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = dict(signature.bind_partial(*args, **kwargs).arguments)
+        raise _BeforeFirstCall(call, branch_layout(pipe, call))
+
+    # First of all hooks: what somebody adds to the prompt meanwhile is no part of the pipeline's call.
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        with no_progress_bar(pipe):
+            call_pipeline(pipe, call_kwargs(pipe, prompts, [0] * len(prompts), steps=2, guidance=guidance))
+    except _BeforeFirstCall as stopped:
+        return stopped.call, stopped.branches
+    finally:
+        handle.remove()
+    raise UnsupportedPipeline(f"{model_label(pipe)} draws without calling its denoiser.")
 
 
 def _time_scale(pipe: Pipeline, given: Any) -> float:

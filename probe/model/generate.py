@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from probe.model.pipeline import Pipeline
 if TYPE_CHECKING:
     from probe.interventions.intervention import Intervention
 
+_PICTURES = ("image", "mask_image", "control_image", "reference_image")
+"""Arguments of ``__call__`` that take a picture."""
 Progress = Callable[[int, int], None]
 """Called with (done, total) images."""
 
@@ -111,7 +114,13 @@ def run_batch(
     """One call of the pipeline: uint8 images (B, height, width, 3)."""
     kwargs = call_kwargs(pipe, prompts, seeds, steps=steps, guidance=guidance)
     with no_progress_bar(pipe):
-        images = pipe(**kwargs).images
+        found = call_pipeline(pipe, kwargs)
+    images = getattr(found, "images", None)
+    if images is None:
+        raise UnsupportedPipeline(
+            f"{type(pipe).__name__} returns {type(found).__name__}, which has no images; only pipelines that draw an "
+            "image from a prompt are supported."
+        )
     return (np.asarray(images, dtype=np.float32) * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -141,6 +150,26 @@ def call_kwargs(
             "is supported."
         )
     return kwargs
+
+
+def call_pipeline(pipe: Pipeline, kwargs: dict[str, Any]) -> Any:
+    """What the pipeline's ``__call__`` returns.
+
+    Raises:
+        UnsupportedPipeline: it refuses to draw from a prompt alone.
+    """
+    try:
+        return pipe(**kwargs)
+    except (TypeError, ValueError, AttributeError) as error:
+        given = [name for name in _PICTURES if name in inspect.signature(pipe.__call__).parameters]
+        *_, last = traceback.walk_tb(error.__traceback__)
+        if not given or not last[0].f_globals.get("__name__", "").startswith("diffusers."):
+            raise  # not the pipeline's own word
+        raise UnsupportedPipeline(
+            f"{model_label(pipe)} does not draw from a prompt alone (it takes {', '.join(given)}): {error} Load the "
+            "same weights as a text-to-image pipeline, AutoPipelineForText2Image.from_pretrained(folder), save it with "
+            "save_pretrained, and give its folder. In Python, interventions also work around a call of your own."
+        ) from error
 
 
 @contextmanager
