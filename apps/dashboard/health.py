@@ -71,7 +71,7 @@ def dictionary_checks(metrics: Mapping[str, Any], table: Mapping[str, np.ndarray
         _high("Dead features", dead, DEAD_ABOVE, "They take room and never fire: fewer, or a lower rate.", train)
     )
     checks.append(
-        _high("Dense features", dense, DENSE_ABOVE, "They are on nearly everywhere; examples say little.", train)
+        _high("Dense features", dense, DENSE_ABOVE, "On in a tenth of all rows or more; examples say little.", train)
     )
     return checks
 

@@ -75,7 +75,7 @@ def _forget(key: str, *forgotten: str) -> None:
 
 def same(a: Side, b: Side, found: Matches) -> None:
     """What both measures suggest, and the two features sample by sample."""
-    st.subheader("Which feature of B is the same as A?", anchor=False)
+    st.subheader("Which feature of B is most like A?", anchor=False)
     st.markdown(shell.problem_text(matching.verdict(found)))
     if found.reason:
         st.caption(shell.problem_text(found.reason))
@@ -86,7 +86,7 @@ def same(a: Side, b: Side, found: Matches) -> None:
         if found.correlation is not None or found.cosine is not None:
             st.caption(
                 "cos: cosine of the decoder rows, what the features write. corr: correlation of the largest activation "
-                f"in each of {found.n_samples:,} common images, when they are on. no.: place among all features. "
+                f"in each of {found.n_samples:,} common images, when they are on. #: place among all features. "
                 + " ".join(
                     f"By chance the best {by} would be near {getattr(found, f'{by}_null'):.2f}."
                     for by in ("cosine", "correlation")
@@ -131,7 +131,7 @@ def suggestions(b: Side, found: Matches, ranked: list[int]) -> None:
                 for by, short in (("cosine", "cos"), ("correlation", "corr")):
                     values, rank = getattr(found, by), found.rank(by, feature)
                     if values is not None:
-                        st.caption(f"{short} none" if rank is None else f"{short} {values[feature]:.2f} · no. {rank}")
+                        st.caption(f"{short} none" if rank is None else f"{short} {values[feature]:.2f}, #{rank}")
                 st.text(row[f"best_{told}"] if told else browse.state(row["dead"], row["dense"]))
 
 

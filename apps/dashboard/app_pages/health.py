@@ -103,10 +103,10 @@ def spliced(rows: Sequence[Mapping[str, Any]], bundle: FeatureBundle) -> None:
         found = (at.get(step, {}).get(key) for step in bundle.steps)
         return [float("nan") if v is None else float(v) for v in found]
 
-    curves = [
-        Curve(f"over {what} ablation", *(values(f"recovered_over_{what}{end}") for end in ("", "_low", "_high")))
-        for what in ("mean", "zero")
-    ]
+    curves = []
+    for what in ("mean", "zero"):
+        value, low, high = (values(f"recovered_over_{what}{end}") for end in ("", "_low", "_high"))
+        curves.append(Curve(f"over {what} ablation", value, low, high))
     st.plotly_chart(
         band_figures.bands(axis, curves, y_title="loss recovered"),
         config=CONFIG,
@@ -243,7 +243,8 @@ def page(opened: Opened) -> None:
     checks = []
     if name:
         metrics = metrics or (bundle.info["metrics"] if bundle else {}) or {}
-        checks += health.dictionary_checks(metrics, frame)
+        table = None if frame is None else {key: frame[key].to_numpy() for key in ("dead", "dense")}
+        checks += health.dictionary_checks(metrics, table)
         checks += [health.splice_check(splice[0] if splice else None), health.seed_check(pairs[0] if pairs else None)]
     if store is not None or name:
         checks += health.store_checks(records, store.n_samples if store else 0, store.n_committed if store else 0)

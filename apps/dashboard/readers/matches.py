@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from apps.dashboard.matching import LEAST_SAMPLES, Matches, common, match
+from apps.dashboard.matching import LEAST_SAMPLES, Key, Matches, common, match
 from apps.dashboard.readers.bundles import bundle
 from apps.dashboard.readers.dictionaries import WEIGHTS, decoder
 from apps.dashboard.readers.stamps import Stamp, stamp
@@ -64,9 +64,12 @@ def common_samples(first: Path, second: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _common(first: Path, second: Path, marks: object) -> tuple[np.ndarray, np.ndarray]:
-    tables = [bundle(folder).samples for folder in (first, second)]
-    keys = [list(zip(t.column("prompt").to_pylist(), t.column("seed").to_pylist(), strict=True)) for t in tables]
-    return common(*keys)
+    return common(_keys(first), _keys(second))
+
+
+def _keys(folder: Path) -> list[Key]:
+    table = bundle(folder).samples
+    return list(zip(table.column("prompt").to_pylist(), table.column("seed").to_pylist(), strict=True))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
