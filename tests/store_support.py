@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 import activations_store
-from activations_store import ActivationStore, SiteSpec, StoreSpec, StoreWriter
+from activations_store import ActivationStore, AsyncShardWriter, SiteSpec, StoreSpec, StoreWriter
 
 FINGERPRINT = {"model_class": "Toy", "weights_hash": "abc", "dtype": "float32"}
 PLAN = {"prompts": ["a cup", "a star"], "steps": 3, "guidance": 2.0}
@@ -20,6 +21,7 @@ REPO = Path(activations_store.__file__).resolve().parent.parent
 JOINED = SiteSpec("unet.mid_block:out", 16, 8, (4, 4))
 SPLIT = SiteSpec("unet.up_blocks.1:delta", 1000, 300, dtype="float32")
 BITS = SiteSpec("text_encoder.layers.3:out", 7, 5, dtype="bfloat16")
+QUANTISED = SiteSpec("q", 6, 5, dtype="int8")
 
 
 def small_spec(
@@ -40,6 +42,10 @@ def small_spec(
         samples_per_shard=samples_per_shard,
         compression=compression,
     )
+
+
+LATE = replace(small_spec(JOINED), sites=(BITS, SiteSpec("late", 3, 4)), samples_per_shard=2)
+"""A group that is added to such a store."""
 
 
 def sample_table(spec: StoreSpec) -> pa.Table:
@@ -85,6 +91,47 @@ def complete_store(path: Path, spec: StoreSpec) -> ActivationStore:
     with create(path, spec) as writer:
         for shard in writer.pending():
             writer.write_shard(shard, shard_arrays(spec, shard))
+    return ActivationStore.open(path)
+
+
+def extend(path: Path, name: str = "more", spec: StoreSpec = LATE, **changes: object) -> StoreWriter:
+    """`StoreWriter.extend` with the test's fingerprint and plan."""
+    return StoreWriter.extend(path, name, spec, **{"fingerprint": FINGERPRINT, "plan": PLAN, **changes})  # type: ignore[arg-type]
+
+
+def write_pending(writer: StoreWriter) -> None:
+    """Write what is left, and close."""
+    with writer:
+        for shard in writer.pending():
+            writer.write_shard(shard, shard_arrays(writer.spec, shard))
+
+
+def ragged_spec(*sites: SiteSpec) -> StoreSpec:
+    """A spec in which maps may be missing, by default of three sites of different dtypes."""
+    base = small_spec(*(sites or (JOINED, BITS, QUANTISED)))
+    return replace(base, ragged=True)
+
+
+def ragged_masks(spec: StoreSpec) -> dict[str, np.ndarray]:
+    """Samples that stop early, by site; the second site is complete."""
+    rng = np.random.default_rng(3)
+    ends = rng.integers(0, spec.n_steps + 1, (spec.n_samples, len(spec.branches)))
+    early = np.arange(spec.n_steps)[None, :, None] < ends[:, None, :]
+    out = {site.name: np.roll(early, i, axis=0) for i, site in enumerate(spec.sites)}
+    out[spec.sites[1 % len(spec.sites)].name][:] = True
+    return out
+
+
+def write_ragged(path: Path, spec: StoreSpec) -> ActivationStore:
+    """A store of such a spec, without the maps that `ragged_masks` leaves out."""
+    given = ragged_masks(spec)
+    with create(path, spec) as writer, AsyncShardWriter(writer) as background:
+        for shard in writer.pending():
+            r = spec.shard_samples(shard)
+            arrays = shard_arrays(spec, shard)
+            for name, mask in given.items():
+                arrays[name][~mask[r.start : r.stop]] = np.nan  # what lies there is ignored, NaN too
+            background.submit(shard, arrays, {name: mask[r.start : r.stop] for name, mask in given.items()})
     return ActivationStore.open(path)
 
 

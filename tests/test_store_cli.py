@@ -4,8 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from store_support import BITS, JOINED, complete_store, create, resume, shard_arrays, small_spec, tree_hashes
-from test_store_groups import extend, write_pending
+from store_support import (
+    BITS,
+    JOINED,
+    complete_store,
+    create,
+    extend,
+    resume,
+    shard_arrays,
+    small_spec,
+    tree_hashes,
+    write_pending,
+)
 
 from activations_store import ActivationStore
 from apps.cli import main

@@ -5,8 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from store_support import BITS, JOINED, REPO, complete_store, small_spec
-from test_store_ragged import ragged_spec, write
+from store_support import BITS, JOINED, REPO, complete_store, ragged_spec, small_spec, write_ragged
 
 from activations_store.format import chunking, groups, layout, records, site_spec, spec
 from activations_store.format.dtypes import DTYPES
@@ -59,7 +58,7 @@ def test_keys_of_a_real_store(tmp_path: Path) -> None:
     info = json.loads((path / "store.json").read_bytes())
     assert set(info) == keys("store.json")
     assert set(info["spec"]) | {"ragged"} == keys("store.json", 1)
-    ragged = write(tmp_path / "r", ragged_spec(JOINED, BITS)).path
+    ragged = write_ragged(tmp_path / "r", ragged_spec(JOINED, BITS)).path
     assert json.loads((ragged / "store.json").read_bytes())["spec"]["ragged"] is True
     record = json.loads((ragged / "commits/000000.json").read_bytes())
     assert set(record) == keys("Commit records")

@@ -13,32 +13,23 @@ from store_support import (
     BITS,
     FINGERPRINT,
     JOINED,
-    PLAN,
+    LATE,
     PYTHON,
     FailAt,
     child_environment,
     complete_store,
+    extend,
     shard_arrays,
     site_values,
     small_spec,
     tree_hashes,
+    write_pending,
 )
 
-from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, errors, gc
+from activations_store import ActivationStore, RowLoader, errors, gc
 from activations_store.storage import fileio
 
 SPEC = small_spec(JOINED)
-LATE = replace(SPEC, sites=(BITS, SiteSpec("late", 3, 4)), samples_per_shard=2)
-
-
-def extend(path: Path, name: str = "more", spec=LATE, **changes: object) -> StoreWriter:
-    return StoreWriter.extend(path, name, spec, **{"fingerprint": FINGERPRINT, "plan": PLAN, **changes})  # type: ignore[arg-type]
-
-
-def write_pending(writer: StoreWriter) -> None:
-    with writer:
-        for shard in writer.pending():
-            writer.write_shard(shard, shard_arrays(writer.spec, shard))
 
 
 def test_sites_of_a_group_are_sites_of_the_store(tmp_path: Path) -> None:
@@ -185,7 +176,8 @@ def test_a_creation_that_fails_anywhere_leaves_the_store_and_no_group(
 def test_killed_in_a_group_loses_nothing(tmp_path: Path) -> None:
     path = complete_store(tmp_path / "s", SPEC).path
     code = (
-        "import os, signal, sys; from pathlib import Path; from test_store_groups import *\n"
+        "import os, signal, sys; from pathlib import Path; from store_support import *\n"
+        "from activations_store.storage import fileio\n"
         "with extend(Path(sys.argv[1])) as w:\n"
         "    w.write_shard(0, shard_arrays(LATE, 0))\n"
         "    real = fileio.rename\n"

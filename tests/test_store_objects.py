@@ -21,13 +21,15 @@ from store_support import (
     child_environment,
     complete_store,
     create,
+    extend,
+    ragged_spec,
     sample_table,
     shard_arrays,
     small_spec,
     tree_hashes,
+    write_pending,
+    write_ragged,
 )
-from test_store_groups import extend, write_pending
-from test_store_ragged import ragged_spec, write
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, StoreWriter, copy, errors, gc
 from activations_store.storage.objects import ObjectPath, place
@@ -94,7 +96,7 @@ def write_directly(url: str, spec=SPEC) -> None:
 
 def test_copies_there_and_back_are_equal(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(ragged_spec(JOINED, BITS), compression="zstd")
-    store = write(tmp_path / "a", spec)
+    store = write_ragged(tmp_path / "a", spec)
     store.statistics(JOINED.name, covariance=False)
     group = replace(spec, sites=(SiteSpec("late", 3, 4),), ragged=False, compression=None, samples_per_shard=2)
     write_pending(extend(store.path, spec=group))

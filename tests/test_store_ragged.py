@@ -7,48 +7,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_support import BITS, JOINED, create, shard_arrays, site_values, small_spec, tree_hashes
+from store_support import (
+    BITS,
+    JOINED,
+    create,
+    ragged_masks,
+    ragged_spec,
+    shard_arrays,
+    site_values,
+    small_spec,
+    tree_hashes,
+    write_ragged,
+)
 
-from activations_store import ActivationStore, AsyncShardWriter, RowLoader, SiteSpec, StoreSpec, errors
+from activations_store import RowLoader, errors
 from activations_store.format.chunking import ChunkGrid
 from activations_store.loading.shuffle import RowOrder
-
-QUANTISED = SiteSpec("q", 6, 5, dtype="int8")
-
-
-def ragged_spec(*sites: SiteSpec) -> StoreSpec:
-    base = small_spec(*(sites or (JOINED, BITS, QUANTISED)))
-    return StoreSpec(**{**{f: getattr(base, f) for f in base.__dataclass_fields__}, "ragged": True})
-
-
-def masks(spec: StoreSpec) -> dict[str, np.ndarray]:
-    """Samples that stop early, by site; the second site is complete."""
-    rng = np.random.default_rng(3)
-    ends = rng.integers(0, spec.n_steps + 1, (spec.n_samples, len(spec.branches)))
-    early = np.arange(spec.n_steps)[None, :, None] < ends[:, None, :]
-    out = {site.name: np.roll(early, i, axis=0) for i, site in enumerate(spec.sites)}
-    out[spec.sites[1 % len(spec.sites)].name][:] = True
-    return out
-
-
-def write(path: Path, spec: StoreSpec) -> ActivationStore:
-    given = masks(spec)
-    with create(path, spec) as writer, AsyncShardWriter(writer) as background:
-        for shard in writer.pending():
-            r = spec.shard_samples(shard)
-            arrays = shard_arrays(spec, shard)
-            for name, mask in given.items():
-                arrays[name][~mask[r.start : r.stop]] = np.nan  # what lies there is ignored, NaN too
-            background.submit(shard, arrays, {name: mask[r.start : r.stop] for name, mask in given.items()})
-    return ActivationStore.open(path)
 
 
 def test_missing_maps_raise_or_read_as_nan(tmp_path: Path) -> None:
     spec = ragged_spec()
-    store = write(tmp_path / "s", spec)
+    store = write_ragged(tmp_path / "s", spec)
     assert store.verify() == []
     for site in spec.sites:
-        view, mask, full = store.site(site.name), masks(spec)[site.name], site_values(spec, site.name)
+        view, mask, full = store.site(site.name), ragged_masks(spec)[site.name], site_values(spec, site.name)
         np.testing.assert_array_equal(view.present(), mask)
         read = view.read(missing="nan")
         assert np.isnan(read[~mask]).all()
@@ -68,8 +50,8 @@ def test_missing_maps_raise_or_read_as_nan(tmp_path: Path) -> None:
 
 def test_the_same_store_twice_and_the_record_says_what_is_missing(tmp_path: Path) -> None:
     spec = ragged_spec()
-    store = write(tmp_path / "a", spec)
-    write(tmp_path / "b", spec)
+    store = write_ragged(tmp_path / "a", spec)
+    write_ragged(tmp_path / "b", spec)
     assert tree_hashes(tmp_path / "a") == tree_hashes(tmp_path / "b")
     with pytest.raises(errors.ShardConflict, match=JOINED.name), create(tmp_path / "c", spec) as writer:
         arrays = shard_arrays(spec, 0)
@@ -77,7 +59,7 @@ def test_the_same_store_twice_and_the_record_says_what_is_missing(tmp_path: Path
         writer.write_shard(0, arrays)
     record = store.record(0).sites
     assert record[BITS.name].present is None
-    np.testing.assert_array_equal(record[JOINED.name].present, masks(spec)[JOINED.name][:4])
+    np.testing.assert_array_equal(record[JOINED.name].present, ragged_masks(spec)[JOINED.name][:4])
 
 
 def test_masks_that_are_refused(tmp_path: Path) -> None:
@@ -115,9 +97,9 @@ def test_a_record_with_missing_maps_in_a_store_that_is_not_ragged_is_refused(tmp
 @pytest.mark.parametrize("world", [1, 3])
 def test_every_recorded_row_once_an_epoch(tmp_path: Path, world: int) -> None:
     spec = ragged_spec()
-    store = write(tmp_path / "s", spec)
+    store = write_ragged(tmp_path / "s", spec)
     for site in spec.sites:
-        mask, whole = masks(spec)[site.name], store.site(site.name).read(missing="nan")
+        mask, whole = ragged_masks(spec)[site.name], store.site(site.name).read(missing="nan")
         expected = {(*map(int, at), token) for at in np.argwhere(mask) for token in range(site.tokens)}
         seen: list[tuple[int, ...]] = []
         for rank in range(world):
@@ -133,8 +115,8 @@ def test_every_recorded_row_once_an_epoch(tmp_path: Path, world: int) -> None:
 
 def test_a_selection_without_any_map(tmp_path: Path) -> None:
     spec = ragged_spec()
-    store = write(tmp_path / "s", spec)
-    sample, step, branch = np.argwhere(~masks(spec)[JOINED.name])[0]
+    store = write_ragged(tmp_path / "s", spec)
+    sample, step, branch = np.argwhere(~ragged_masks(spec)[JOINED.name])[0]
     with pytest.raises(errors.InvalidSelection, match="1 ranks, 0 rows"):
         RowLoader(store, JOINED.name, 4, samples=int(sample), steps=int(step), branches=int(branch))
 

@@ -7,8 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_support import BITS, JOINED, complete_store, create, shard_arrays, site_values, small_spec
-from test_store_ragged import masks, ragged_spec, write
+from store_support import (
+    BITS,
+    JOINED,
+    complete_store,
+    create,
+    ragged_masks,
+    ragged_spec,
+    shard_arrays,
+    site_values,
+    small_spec,
+    write_ragged,
+)
 
 from activations_store import ActivationStore, RowLoader, SiteSpec, effective_batch_size, errors, shuffle_quality
 from activations_store.loading.torch_rows import TensorRows
@@ -97,9 +107,9 @@ def test_xarray_of_sites_of_one_shape(tmp_path: Path) -> None:
 
 def test_what_is_not_there_in_xarray(tmp_path: Path) -> None:
     spec = ragged_spec(JOINED, BITS)
-    ragged = write(tmp_path / "r", spec)
+    ragged = write_ragged(tmp_path / "r", spec)
     values = ragged.to_xarray()[JOINED.name].values
-    np.testing.assert_array_equal(np.isnan(values).all((-1, -2)), ~masks(spec)[JOINED.name])
+    np.testing.assert_array_equal(np.isnan(values).all((-1, -2)), ~ragged_masks(spec)[JOINED.name])
     with create(tmp_path / "s", small_spec(JOINED)) as writer:
         writer.write_shard(0, shard_arrays(small_spec(JOINED), 0))
     array = ActivationStore.open(tmp_path / "s").site(JOINED.name).to_xarray()

@@ -15,18 +15,23 @@ from store_support import (
     BITS,
     FINGERPRINT,
     JOINED,
+    LATE,
     PLAN,
+    QUANTISED,
     FailAt,
     complete_store,
     create,
+    extend,
+    ragged_masks,
+    ragged_spec,
     sample_table,
     shard_arrays,
     site_values,
     small_spec,
     tree_hashes,
+    write_pending,
+    write_ragged,
 )
-from test_store_groups import LATE, extend, write_pending
-from test_store_ragged import QUANTISED, masks, ragged_spec, write
 
 from activations_store import ActivationStore, StoreSpec, StoreWriter, errors, export, gc, merge, subset
 from activations_store.storage import fileio
@@ -76,13 +81,13 @@ def test_merge_joins_committed_samples_across_shards(tmp_path: Path) -> None:
 
 def test_missing_maps_come_along(tmp_path: Path) -> None:
     spec = ragged_spec()
-    ragged, plain = write(tmp_path / "r", spec), complete_store(tmp_path / "p", SPEC)
+    ragged, plain = write_ragged(tmp_path / "r", spec), complete_store(tmp_path / "p", SPEC)
     made = merge([plain, ragged], tmp_path / "m")
     assert made.spec.ragged
     for site in made.sites:
         present = made.site(site).present()
         assert present[:11].all()
-        np.testing.assert_array_equal(present[11:], masks(spec)[site])
+        np.testing.assert_array_equal(present[11:], ragged_masks(spec)[site])
         np.testing.assert_array_equal(stored(made, site)[11:], stored(ragged, site))
     assert made.verify() == []
 
@@ -155,7 +160,7 @@ def test_incomplete_sources_are_refused_by_sample(tmp_path: Path) -> None:
 
 def test_npy_files(tmp_path: Path) -> None:
     spec = ragged_spec(JOINED, QUANTISED)
-    source = write(tmp_path / "s", spec)
+    source = write_ragged(tmp_path / "s", spec)
     out = export(source, tmp_path / "out", samples=[1, 4], steps=slice(1, 3))
     facts = json.loads((out / "export.json").read_text())
     assert facts["samples"] == [1, 4]
@@ -178,7 +183,7 @@ def test_npy_files(tmp_path: Path) -> None:
 
 def test_safetensors_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(ragged_spec(JOINED), sites=(JOINED,))
-    source = write(tmp_path / "s", spec)
+    source = write_ragged(tmp_path / "s", spec)
     monkeypatch.setattr("activations_store.upkeep.export_files.SHARD_BYTES", 4 * 3 * 2 * 16 * 8 * 2)
     out = export(source, tmp_path / "out", file_format="safetensors", branches=["cond", "uncond"])
     files = sorted(out.glob("*.safetensors"))

@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_support import BITS, JOINED, complete_store, create, resume, shard_arrays, site_values, small_spec
-from test_store_ragged import masks, ragged_spec, write
+from store_support import (
+    BITS,
+    JOINED,
+    complete_store,
+    create,
+    ragged_masks,
+    ragged_spec,
+    resume,
+    shard_arrays,
+    site_values,
+    small_spec,
+    write_ragged,
+)
 
 from activations_store import ActivationStore, SiteSpec, errors, gc
 from activations_store.views import statistics
@@ -57,8 +68,8 @@ def test_a_large_mean_does_not_swallow_a_small_variance(tmp_path: Path) -> None:
 
 def test_missing_maps_and_nan_are_left_out(tmp_path: Path) -> None:
     spec = ragged_spec(JOINED, BITS)
-    store = write(tmp_path / "r", spec)
-    found, mask, full = store.statistics(JOINED.name), masks(spec)[JOINED.name], site_values(spec, JOINED.name)
+    store = write_ragged(tmp_path / "r", spec)
+    found, mask, full = store.statistics(JOINED.name), ragged_masks(spec)[JOINED.name], site_values(spec, JOINED.name)
     for step in range(3):
         rows = full[:, step][mask[:, step]].reshape(-1, 8)
         assert found.n_rows[step] == len(rows)
