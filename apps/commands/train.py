@@ -222,6 +222,6 @@ def metrics_line(metrics: dict) -> str:
     explained = metrics["explained_variance"]
     return (
         f"explained variance {explained:.3f} ({min(metrics['ev_per_step']):.3f} to "
-        f"{max(metrics['ev_per_step']):.3f} over "
-        f"steps), L0 {metrics['l0']:.1f}, dead {metrics['dead_fraction']:.1%}, dense {metrics['dense_fraction']:.1%}"
+        f"{max(metrics['ev_per_step']):.3f} over steps), L0 {metrics['l0']:.1f}, "
+        f"dead {metrics['dead_fraction']:.1%}, dense {metrics['dense_fraction']:.1%}"
     )

@@ -83,8 +83,7 @@ def run(options: argparse.Namespace) -> None:
     if model_name(pipe) != "canvas":
         raise InvalidOption(
             f"unlearn: the judge knows images of canvas only, not of {model_name(pipe)!r}. Use --model canvas, or "
-            "score other "
-            "models with probe.unlearning.evaluate and a judge of your own."
+            "score other models with probe.unlearning.evaluate and a judge of your own."
         )
     clock = Clock()
     with only_command(target_run.folder, "unlearn"):

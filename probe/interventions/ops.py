@@ -150,8 +150,7 @@ def table_row(n_rows: int, timesteps: tuple[int, ...] | None, context: StepConte
     if context.step >= n_rows:
         raise InvalidIntervention(
             f"{what} at {context.site}: its table has {n_rows} steps, but the pipeline is at step "
-            f"{context.step}. "
-            "Give the table's timesteps, or generate with that number of steps."
+            f"{context.step}. Give the table's timesteps, or generate with that number of steps."
         )
     return context.step
 

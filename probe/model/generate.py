@@ -212,8 +212,7 @@ def _class_labels(pipe: Pipeline, prompts: Sequence[str]) -> list[int]:
         else:
             raise InvalidRequest(
                 f"{type(pipe).__name__} is conditioned on classes: {prompt!r} is neither a class number nor "
-                "one of its "
-                f"{len(lookup)} class names."
+                f"one of its {len(lookup)} class names."
             )
     return labels
 

@@ -50,8 +50,7 @@ def load_pipeline(
     if not is_local and _looks_like_a_path(name):
         raise ModelNotFound(
             f"load_pipeline: there is no folder {name!r}. Expected 'canvas', an existing pipeline folder, or "
-            "a hub id "
-            "of the form 'owner/name'. Check the path, or download the model first and give its folder."
+            "a hub id of the form 'owner/name'. Check the path, or download the model first and give its folder."
         )
     try:
         with _quiet():
@@ -75,8 +74,7 @@ def load_pipeline(
     except (AttributeError, ValueError) as error:
         raise UnsupportedPipeline(
             f"load_pipeline: {_shown(name, folder)} does not describe a pipeline that this diffusers can "
-            "build: "
-            f"{_first_line(error)} Check model_index.json, or update diffusers."
+            f"build: {_first_line(error)} Check model_index.json, or update diffusers."
         ) from error
     pipe.to(device)
     for component in pipe.components.values():

@@ -154,8 +154,8 @@ def select_features(
     if mean.shape != (n_steps, d_sae) or d_sae != dictionary.W_dec.shape[0]:
         raise InvalidRequest(
             f"saeuron: mu has shape {mu.shape}, mean_activation {mean.shape}, and the dictionary "
-            f"{dictionary.W_dec.shape[0]} "
-            "features; expected (n_steps, n_concepts, d_sae) and (n_steps, d_sae) of this dictionary."
+            f"{dictionary.W_dec.shape[0]} features; expected (n_steps, n_concepts, d_sae) and (n_steps, d_sae) "
+            "of this dictionary."
         )
     steps = getattr(scores, "steps", None)
     if timesteps is None and steps is not None and [int(step) for step in steps] != list(range(n_steps)):

@@ -100,13 +100,14 @@ def load_sae(folder: str | Path, *, site: str | None = None, device: str | torch
     """Loads a dictionary saved by `save_sae` or by sae-lens.
 
     Args:
+        folder: with cfg.json and sae_weights.safetensors.
         site: if given, the site the caller will use it at.
+        device: where to put it; its dtype is the one that the folder names.
 
     Raises:
         NotAnSAE: a file is missing. CorruptFile: header, shapes or hash are wrong. UnsupportedSAE: another
-        architecture or
-        an option this package would not reproduce. SAESiteMismatch: it was trained at another site.
-        NewerFormat.
+            architecture, or an option that this package would not reproduce. SAESiteMismatch: it was trained at
+            another site. NewerFormat.
     """
     folder = Path(folder)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
