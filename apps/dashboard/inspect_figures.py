@@ -26,57 +26,62 @@ def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, drag: bool 
         height: pixels.
     """
     rows, columns = heat.shape
-    figure = go.Figure()
-    figure.add_layout_image(
-        source=f"data:image/jpeg;base64,{b64encode(picture).decode()}",
-        xref="x",
-        yref="y",
-        x=-0.5,
-        y=-0.5,
-        sizex=columns,
-        sizey=rows,
-        sizing="stretch",
-        layer="below",
-    )
     row, column = np.divmod(np.arange(heat.size), columns)
     unseen = {"marker": {"opacity": 0}}
-    figure.add_scatter(
-        x=column.tolist(),
-        y=row.tolist(),
-        customdata=np.arange(heat.size).tolist(),
-        text=[f"row {r}, column {c}: {z:.3g}" for r, c, z in zip(row, column, heat.ravel(), strict=True)],
-        mode="markers",
-        marker={"symbol": "square", "size": max(4, round(0.8 * height / max(rows, columns))), "opacity": 0},
-        selected=unseen,
-        unselected=unseen,
-        hovertemplate="%{text}<extra></extra>",
+    cells = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": column.tolist(),
+        "y": row.tolist(),
+        "customdata": np.arange(heat.size).tolist(),
+        "text": [f"row {r}, column {c}: {z:.3g}" for r, c, z in zip(row, column, heat.ravel(), strict=True)],
+        "marker": {"symbol": "square", "size": max(4, round(0.8 * height / max(rows, columns))), "opacity": 0},
+        "selected": unseen,
+        "unselected": unseen,
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    image = {
+        "source": f"data:image/jpeg;base64,{b64encode(picture).decode()}",
+        "xref": "x",
+        "yref": "y",
+        "x": -0.5,
+        "y": -0.5,
+        "sizex": columns,
+        "sizey": rows,
+        "sizing": "stretch",
+        "layer": "below",
+    }
+    axis = {"visible": False, "constrain": "domain", "fixedrange": not drag}  # nothing to pan, only to click
+    # In one piece: a figure that is built by updates is checked anew at each, which takes four times as long.
+    return go.Figure(
+        data=[cells],
+        layout={
+            "height": height,
+            "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+            "showlegend": False,
+            "dragmode": "select" if drag else "pan",
+            "hovermode": "closest",
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "newselection": {"line": {"color": "#ffffff", "width": 1}},
+            "images": [image],
+            "shapes": [] if region == Region.whole(region.grid) else _frame(region),
+            "xaxis": axis | {"range": [-0.5, columns - 0.5]},
+            "yaxis": axis | {"range": [rows - 0.5, -0.5], "scaleanchor": "x", "scaleratio": 1},
+        },
     )
-    if region != Region.whole(region.grid):
-        # Dark under light, so that the frame is seen on any picture.
-        for colour, width in (("rgba(0,0,0,0.75)", 5), ("#ffffff", 2)):
-            figure.add_shape(
-                type="rect",
-                x0=region.columns[0] - 0.5,
-                x1=region.columns[1] + 0.5,
-                y0=region.rows[0] - 0.5,
-                y1=region.rows[1] + 0.5,
-                line={"color": colour, "width": width},
-            )
-    figure.update_layout(
-        height=height,
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        showlegend=False,
-        dragmode="select" if drag else "pan",
-        clickmode="event+select",
-        hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        newselection={"line": {"color": "#ffffff", "width": 1}},
-    )
-    hidden = {"visible": False, "constrain": "domain", "fixedrange": not drag}  # nothing to pan, only to click
-    figure.update_xaxes(range=[-0.5, columns - 0.5], **hidden)
-    figure.update_yaxes(range=[rows - 0.5, -0.5], scaleanchor="x", scaleratio=1, **hidden)
-    return figure
+
+
+def _frame(region: Region) -> list[dict[str, object]]:
+    """A rectangle around the chosen cells, dark under light, so that it is seen on any picture."""
+    ends = {
+        "x0": region.columns[0] - 0.5,
+        "x1": region.columns[1] + 0.5,
+        "y0": region.rows[0] - 0.5,
+        "y1": region.rows[1] + 0.5,
+    }
+    lines = (("rgba(0,0,0,0.75)", 5), ("#ffffff", 2))
+    return [{"type": "rect", "line": {"color": colour, "width": width}} | ends for colour, width in lines]
 
 
 def boxed(grid: tuple[int, int], x: Sequence[float], y: Sequence[float]) -> Region:

@@ -16,7 +16,7 @@ from apps.dashboard.shell import FEATURE_PAGE
 from apps.inspecting import Region
 from apps.inspecting.region import WHOLE
 
-_SIDE = 448  # pixels of the picture
+_SIDE = 384  # pixels of the picture
 _BY = "in_by"
 """Session key of how cells are selected: Streamlit's charts answer to a click or to a drag, not to both."""
 _BOX, _CLICK = "drag", "click"

@@ -121,14 +121,19 @@ class Shown:
         """Factors with at least two concepts."""
         return browse.labelled(self.bundle)
 
-    def named(self, features: np.ndarray) -> list[str]:
-        """``factor concept`` that each feature tells best; empty without labels."""
-        told = browse.best(self.frame.iloc[features], self.factors)
-        return [f"{f} {c}" if c else "" for f, c in zip(told["factor"], told["concept"], strict=True)]
+    @cached_property
+    def told(self) -> pd.DataFrame:
+        """``browse.best`` of the rows of the table."""
+        return browse.best(self.frame.iloc[self.top[:N_ROWS]], self.factors)
 
     def pages(self, features: np.ndarray) -> list[str]:
         """Addresses of features' pages."""
         return [f"feature?f={feature}{self.query}" for feature in features]
+
+
+def labels(told: pd.DataFrame) -> list[str]:
+    """``factor concept`` of each row of ``browse.best``; empty without labels."""
+    return [f"{factor} {name}" if name else "" for factor, name in zip(told["factor"], told["concept"], strict=True)]
 
 
 def table(shown: Shown) -> pd.DataFrame:
@@ -138,10 +143,7 @@ def table(shown: Shown) -> pd.DataFrame:
     top, found = shown.top[:N_ROWS], shown.found
     columns: dict[str, Any] = {"Feature": shown.pages(top)}
     if shown.factors:
-        columns |= {
-            "Label": shown.named(top),
-            "AUC": browse.best(shown.frame.iloc[top], shown.factors)["auc"].to_numpy(),
-        }
+        columns |= {"Label": labels(shown.told), "AUC": shown.told["auc"].to_numpy()}
     columns |= {
         "Activation": found.activation[top],
         "Share": 100 * found.share[top],
@@ -160,14 +162,14 @@ def compared_table(shown: Shown, features: np.ndarray, **means: np.ndarray) -> p
     found = features[:N_ROWS]
     columns: dict[str, Any] = {"Feature": shown.pages(found)}
     if shown.factors:
-        columns["Label"] = shown.named(found)
+        columns["Label"] = labels(browse.best(shown.frame.iloc[found], shown.factors))
     return pd.DataFrame(columns | {name: values[found] for name, values in means.items()})
 
 
 def raster(shown: Shown) -> tuple[list[str], np.ndarray]:
     """Names and (n, n_steps) mean activations of the first features of the table."""
     top = shown.top[:N_RASTER]
-    names = [f"{feature} {name}".strip() for feature, name in zip(top, shown.named(top), strict=True)]
+    names = [f"{feature} {name}".strip() for feature, name in zip(top, labels(shown.told), strict=False)]
     return names, shown.found.by_step[:, top].T
 
 
