@@ -24,7 +24,7 @@ class RecycledArrays:
         self._users: list[weakref.ref[np.ndarray]] = []
 
     def get(self) -> np.ndarray:
-        """An array that nobody else holds, with whatever it held last."""
+        """A float32 array of the shape that nobody else holds, with whatever it held last."""
         free = next((i for i, user in enumerate(self._users) if user() is None), len(self._users))
         if free == len(self._buffers):
             self._buffers.append(bytearray(4 * math.prod(self._shape)))

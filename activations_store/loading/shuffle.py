@@ -96,7 +96,7 @@ class RowOrder:
         return int(self._n_s[0] * self._n_t[0]) if alike else None
 
     def rows_of(self, block: np.ndarray) -> np.ndarray:
-        """Rows of blocks given by number."""
+        """(n,) how many rows the blocks with these (n,) numbers have."""
         s, i, b, t = np.unravel_index(block, self._dims)
         maps = self._n_s[s] if self._n_maps is None else self._n_maps[s, i, b]
         return maps * self._n_t[t]
@@ -131,7 +131,7 @@ class RowOrder:
         return Segments(order[at], first, count, slot)
 
     def window_permutation(self, epoch: int, lo: int, n: int) -> np.ndarray:
-        """Order in which the `n` slots of the window that begins at row `lo` are delivered."""
+        """(n,) int64, the order in which the slots of the window that begins at row `lo` of an epoch are delivered."""
         return permutation(n, self._seed, _WINDOW, epoch, lo)
 
     def chunk_of(self, block: int) -> tuple[int, int]:

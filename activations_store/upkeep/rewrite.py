@@ -131,7 +131,7 @@ def _columns(store: ActivationStore) -> list[str]:
 
 
 def committed_samples(store: ActivationStore) -> np.ndarray:
-    """Samples that are committed at every site."""
+    """(n,) int64 numbers of the samples that are committed at every site; raises `MissingSamples` without any."""
     kept = store.committed_samples()
     for group in store.groups.values():
         kept = np.intersect1d(kept, group.committed_samples())

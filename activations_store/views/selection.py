@@ -60,7 +60,7 @@ def resolve(selection: Selection, n: int, what: str) -> np.ndarray:
 
 
 def resolve_branches(selection: BranchSelection, branches: tuple[str, ...]) -> np.ndarray:
-    """Positions of branches given by name or number."""
+    """(n,) positions of branches given by name or number; raises `InvalidSelection` for one that there is not."""
     if selection is None:
         return np.arange(len(branches))
     items = [selection] if isinstance(selection, str | int) else list(selection)

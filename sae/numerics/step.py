@@ -246,15 +246,17 @@ def add_aux(
 
 
 def remove_parallel(gradient: Tensor, decoder: Tensor) -> None:
-    """grad_i <- grad_i - <grad_i, d_i> d_i, in place: with unit rows, a gradient along a row only changes its
-    length.
+    """grad_i <- grad_i - <grad_i, d_i> d_i, in place: with unit rows, a gradient along a row only changes its length.
+
+    Args:
+        gradient, decoder: (d_sae, d_in).
     """
     for g, d in zip(_blocks(gradient), _blocks(decoder), strict=True):
         g.addcmul_(torch.linalg.vecdot(g, d).unsqueeze(1), d, value=-1)
 
 
 def normalise_rows(decoder: Tensor) -> None:
-    """d_i <- d_i / ||d_i||, in place; a row of zeros is left as it is."""
+    """d_i <- d_i / ||d_i|| for the rows of a (d_sae, d_in) decoder, in place; a row of zeros is left as it is."""
     decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny))
 
 

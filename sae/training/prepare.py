@@ -52,7 +52,7 @@ def kinds_of(store: ActivationStore, config: TrainConfig) -> list[Kind] | None:
 
 
 def selection_of(store: ActivationStore, config: TrainConfig, samples: np.ndarray) -> Selection:
-    """The rows of a run in these samples."""
+    """The rows of a run in samples with these (n,) numbers; raises `EmptySelection` as `select` does."""
     blocks = with_blocks(store, config, _steps(store, config))[1] if config.is_crosscoder else None
     return select(store, config.site, samples=samples, steps=config.steps, branches=config.branches, blocks=blocks)
 
