@@ -150,6 +150,12 @@ def test_a_feature_is_found_again_in_another_run(app: Callable[..., Any], plante
     taken.click().run()
     assert not page.exception
     assert page.query_params["cp_f"] == taken.label
+    (tmp_path / "b" / "bundle").unlink()
+    (tmp_path / "b" / "bundle" / "mid_block").mkdir(parents=True)
+    (tmp_path / "b" / "bundle" / "mid_block" / "bundle.json").write_text("{}")
+    page = app(tmp_path, run="a", f="9", cp_with="b/mid_block")
+    assert "A feature bundle cannot be read" in words(page)
+    assert page.selectbox(key="widget_cp_with").value == "b/mid_block"  # another can be chosen
 
 
 def test_wrong_link_and_dead_feature(app: Callable[..., Any], planted: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_is_missing_names_its_command() -> None:
 
     checks = [health.splice_check(None), health.seed_check(None), *health.store_checks(None, 0, 0)]
     assert {check.state for check in checks} == {"not measured"}
-    assert [check.command.split(" RUN")[0] for check in checks] == ["sae eval", "sae compare", "collect --out"]
+    assert [check.command.split(" {run}")[0] for check in checks] == ["sae eval", "sae compare", "collect --out"]
 
 
 def test_loss_and_seeds_are_judged_beside_chance() -> None:
@@ -180,7 +180,7 @@ def test_a_whole_run(app: Callable[..., Any], planted: Path, tmp_path: Path) -> 
     assert not any("not measured" in state for state in table["State"])
     assert len(page.get("plotly_chart")) == 6
     page.button(key="he_quick").click().run()
-    assert "Sound: sizes and records agree" in words(page)
+    assert "sizes and records agree" in words(page)
     shard = max((f for f in (tmp_path / "store").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1

@@ -35,7 +35,7 @@ class Check:
         threshold: when it warns, as text.
         state: "ok", "warning" or "not measured".
         why: what a warning means; of what is missing, nothing.
-        command: what measures it, after ``denoscope``; empty if it is measured.
+        command: what measures it, after ``denoscope``, with {run} and {name} to fill in; empty if it is measured.
     """
 
     name: str
@@ -53,7 +53,7 @@ def dictionary_checks(metrics: Mapping[str, Any], table: Mapping[str, np.ndarray
         metrics: ``metrics.json`` of a dictionary; {} if there is none.
         table: columns ``dead`` and ``dense`` of its bundle, which override the metrics: they are of more rows.
     """
-    train = "train RUN/store --site SITE"
+    train = "train {run}/store --site SITE"
     per_step = [v for v in metrics.get("ev_per_step") or () if v is not None]
     where = "" if metrics.get("held_out", True) else ", on samples of the training"
     checks = [
@@ -83,7 +83,7 @@ def splice_check(row: Mapping[str, Any] | None) -> Check:
         None if row is None else row.get("recovered_over_mean"),
         RECOVERED_BELOW,
         "The model notices the dictionary in place of the site: what is left out matters to it.",
-        "sae eval RUN --sae NAME --substitute 16 --out RUN/NAME-eval.json",
+        "sae eval {run} --sae {name} --substitute 16 --out {run}/{name}-eval.json",
         "" if row is None else interval(row, "recovered_over_mean", percent=True),
     )
 
@@ -93,7 +93,9 @@ def seed_check(row: Mapping[str, Any] | None) -> Check:
     name = "Features shared between seeds (by decoder)"
     text = f"below {100 * SHARED_BELOW:.0f} %, or as alike as an untrained one"
     if row is None:
-        return Check(name, "", text, MISSING, command="sae compare RUN/sae/NAME RUN/sae/OTHER --out RUN/seeds.json")
+        return Check(
+            name, "", text, MISSING, command="sae compare {run}/sae/{name} {run}/sae/OTHER --out {run}/seeds.json"
+        )
     share, null = float(row["decoder_shared"]), float(row["decoder_null_mean"])
     chance = float(row.get("decoder_mean_low", row["decoder_mean"])) <= null
     weak = chance or share < SHARED_BELOW
@@ -105,7 +107,7 @@ def seed_check(row: Mapping[str, Any] | None) -> Check:
 def store_checks(records: StoreRecords | None, n_samples: int, n_committed: int) -> list[Check]:
     """Whether the store is whole, and holds numbers."""
     if records is None:
-        return [Check("Samples stored", "", "if any is missing", MISSING, command="collect --out RUN")]
+        return [Check("Samples stored", "", "if any is missing", MISSING, command="collect --out {run}")]
     bad, over = int(records.bad.sum()), int(records.overflow.sum())
     of = "" if records.n_read == records.n_committed else f" in {records.n_read:,} of {records.n_committed:,} shards"
     holes = int((records.recorded < n_committed / n_samples - 1e-12).sum()) if n_samples else 0

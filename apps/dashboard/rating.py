@@ -58,11 +58,14 @@ def rate(run: Run, one: FeatureList) -> None:
 
 
 def shown(run: Run, item: Item) -> bool:
-    """Whether an item's feature has pictures here: its bundle is in the run, and it is not dead."""
+    """Whether an item's feature has pictures here: its bundle is in the run and sound, and it is not dead."""
     folder = run.bundles().get(item.dictionary)
-    if folder is None:
+    try:
+        bundle = None if folder is None else readers.bundle(folder)
+    except (OSError, ValueError):  # a damaged bundle takes one item from a list, not the list
+        bundle = None
+    if bundle is None:
         return False
-    bundle = readers.bundle(folder)
     return item.feature < bundle.n_features and not bundle.stats(item.feature)["dead"]
 
 

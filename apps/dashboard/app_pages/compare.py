@@ -19,10 +19,14 @@ from apps.runs import Run, find_runs
 _SUGGESTED = 5
 
 
-def others(opened: Opened) -> dict[str, tuple[Run, str]]:
-    """Label -> run and name of every bundle that the dashboard was started with, the open one first."""
+def all_runs(opened: Opened) -> list[Run]:
+    """The runs that the dashboard was started with."""
     place = shell.run_argument()
-    runs = (find_runs(place) if place is not None else []) or [opened.run]
+    return (find_runs(place) if place is not None else []) or [opened.run]
+
+
+def others(opened: Opened, runs: list[Run]) -> dict[str, tuple[Run, str]]:
+    """Label -> run and name of every bundle of some runs, the open one first."""
     found = {
         f"{run.name}/{name}" if len(runs) > 1 else name: (run, name) for run in runs for name in sorted(run.bundles())
     }
@@ -35,26 +39,29 @@ def choose(opened: Opened, name: str) -> tuple[Side, Side, Matches]:
 
     The other feature is the suggested one until the link says something else.
     """
-    address, listed = Address(), others(opened)
+    address, runs = Address(), all_runs(opened)
+    listed, several = others(opened, runs), len(runs) > 1
     bundle = readers.bundle(opened.run.bundles()[name])
-    several = len({run.folder for run, _ in listed.values()}) > 1
     frame = readers.features(bundle.path)
     first = browse.chosen(frame, browse.labelled(bundle))
     default = int(first["feature"].iloc[0]) if len(first) else 0
     feature = address.whole_number(links.FEATURE, what="feature", low=0, high=bundle.n_features - 1, default=default)
     label = address.one_of(links.COMPARED, what="dictionary", choices=listed, default=next(iter(listed)))
+    left, right = st.columns(2)
+    with left, st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input("A", f"{name} (open in the side bar)", disabled=True)
+        _number(links.FEATURE, "Feature of A", bundle.n_features - 1, links.OTHER, links.EXAMPLE)
+    with right:
+        line = st.container(horizontal=True, vertical_alignment="bottom")
+    with line:  # before anything of B is read: of a damaged one, the choice is left
+        st.selectbox("B", list(listed), key=widget(links.COMPARED), on_change=_forget, args=(links.COMPARED,))
     a = Side("A", opened.run, name, several, feature)
     b = Side("B", *listed[label], several, 0)
     found = readers.matches(a.place, feature, b.place)
     suggested = found.best("cosine") if found.best("cosine") is not None else found.best("correlation")
     last = b.bundle.n_features - 1
     other = address.whole_number(links.OTHER, what="feature", low=0, high=last, default=suggested or 0)
-    left, right = st.columns(2)
-    with left, st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input("A", f"{name} (open in the side bar)", disabled=True)
-        _number(links.FEATURE, "Feature of A", bundle.n_features - 1, links.OTHER, links.EXAMPLE)
-    with right, st.container(horizontal=True, vertical_alignment="bottom"):
-        st.selectbox("B", list(listed), key=widget(links.COMPARED), on_change=_forget, args=(links.COMPARED,))
+    with line:
         _number(links.OTHER, "Feature of B", last)
     address.save()
     shell.tell(address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def verdict(checks: Sequence[Check], opened: Opened) -> None:
     commands = dict.fromkeys(check.command for check in checks if check.state == MISSING)
     if commands:
         st.caption("What is not measured is measured by:")
-        filled = (c.replace("RUN", run).replace("NAME", name) for c in commands)
+        filled = (command.format(run=run, name=name) for command in commands)
         st.code("\n".join(f"denoscope {command}" for command in filled), language="bash", wrap_lines=True)
 
 
@@ -188,13 +189,14 @@ def integrity(opened: Opened, n_bytes: int) -> None:
     if quick or whole:
         with st.spinner("Comparing the store with its records"):
             problems = ActivationStore.open(opened.run.store).verify(full=whole)
-        st.session_state[_FOUND] = (str(opened.run.store), whole, problems)
-    place, full, problems = st.session_state.get(_FOUND, ("", False, []))
+        now = datetime.now().astimezone().strftime("%H:%M")
+        st.session_state[_FOUND] = (str(opened.run.store), whole, problems, now)
+    place, full, problems, when = st.session_state.get(_FOUND, ("", False, [], ""))
     if place == str(opened.run.store):
         damage = [problem for problem in problems if problem.is_damage]
         looked = "every byte is what was committed" if full else "sizes and records agree"
         if not damage:
-            st.success(f"Sound: {looked}.", icon=":material/check:")
+            st.success(f"Sound at {when}: {looked}.", icon=":material/check:")
         else:
             places = "1 place is" if len(damage) == 1 else f"{len(damage)} places are"
             st.error(f"{places} damaged. The command below says what to collect again.")
@@ -222,10 +224,12 @@ def copy(opened: Opened) -> None:
 def page(opened: Opened) -> None:
     """The whole page, as far as the run goes."""
     st.title("Health", anchor=False)
-    store, records, bundle, frame, metrics, results = None, None, None, None, {}, []
+    store, records, bundle, frame, metrics, listed = None, None, None, None, {}, []
     with reading("The store"):
         store = readers.collected(opened.run)
         records = readers.store_records(opened.run)
+        if (missing := shell.next_step(opened.run, opened.name)) is not None:
+            shell.show_next_step(*missing)
     if opened.bundle is not None:
         with reading("The feature bundle"):
             bundle, frame = readers.bundle(opened.bundle), readers.features(opened.bundle)
@@ -233,11 +237,9 @@ def page(opened: Opened) -> None:
         with reading("The dictionary's metrics"):
             metrics = readers.metrics(opened.sae)
     with reading("The results"):
-        if (missing := shell.next_step(opened.run, opened.name)) is not None:
-            shell.show_next_step(*missing)
-        kinds = ("sae.eval", "sae.compare")
-        listed = sorted(shell.found(), key=lambda found: found.path.stat().st_mtime)
-        results = [found.rows for found in listed if found.kind in kinds]
+        evaluated = (found for found in shell.found() if found.kind in ("sae.eval", "sae.compare"))
+        listed = sorted(evaluated, key=lambda found: found.path.stat().st_mtime)
+    results = [found.rows for found in listed]
     name = opened.name or ""
     splice, pairs = (health.rows_of(results, part, name) for part in ("substitution", "stability"))
     checks = []
@@ -270,7 +272,7 @@ def page(opened: Opened) -> None:
             coverage(records)
             integrity(opened, store.n_bytes)
     copy(opened)
-    provenance(*(browse.provenance(bundle) if bundle else []), *(str(f.label) for f in listed if f.kind in kinds))
+    provenance(*(browse.provenance(bundle) if bundle else []), *(found.label for found in listed))
 
 
 page(shell.opened())

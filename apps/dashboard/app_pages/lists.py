@@ -80,7 +80,7 @@ def row(run: Run, one: FeatureList, item: Item, place: int) -> None:
             if item.bundle and item.bundle != bundle.bundle_hash[:8]:
                 words += " · the bundle was built anew since; numbers may mean other features"
         else:
-            words = "not in this run any more, or dead"
+            words = "cannot be shown: its bundle is not in this run, or damaged, or it is dead"
         with st.container(gap="xxsmall", width=230):
             link = {links.BUNDLE: item.dictionary, links.FEATURE: str(item.feature)}
             st.page_link(FEATURE_PAGE, label=f"feature {item.feature}", query_params=link)
