@@ -95,12 +95,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def content_hash(value: Any) -> str:
-    """Hex SHA-256 of `value` as canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
 def file_hash(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:

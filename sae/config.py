@@ -7,7 +7,7 @@ keeps the name and the folder that it had before the option existed.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from sae._files import content_hash
+from activations_store.storage.jsonio import content_hash
 from sae.errors import ConfigError
 
 DEAD_AFTER_MAX = 10_000_000  # Gao et al. 2024 (arXiv 2406.04093): a latent silent for ten million tokens is dead

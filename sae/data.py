@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from activations_store import ActivationStore
-from sae._files import content_hash
+from activations_store.storage.jsonio import content_hash
 from sae.contract import SparseDictionary
 from sae.errors import EmptySelection, SAEModelMismatch, SAESiteMismatch
 
@@ -61,9 +61,11 @@ def select(
     """Resolves a selection; None means everything that is committed.
 
     Args:
+        site: the site whose rows are read; of a crosscoder over sites, its first.
+        samples, steps: whole numbers, in any order; a mask is refused.
+        branches: names.
+        max_rows: keep only as many samples, spread evenly over the selection, as fit in this many rows, at least one.
         blocks: of a crosscoder; one over steps has a single map a sample, named by its first step.
-        max_rows: if given, keep only as many samples, spread evenly over the selection, as fit in this many
-        rows (at least one).
 
     Raises:
         EmptySelection: no sample, step or branch is left, one does not exist, or a map was never recorded.
@@ -116,7 +118,7 @@ def _numbers(given: Sequence[int] | np.ndarray, what: str, store: ActivationStor
 
 
 def stream(store: ActivationStore, selection: Selection, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Reads a selection once, a few samples and one branch at a time."""
+    """Reads a selection once, in sample order: at most `block_bytes` of float32 rows and one branch at a time."""
     blocks = selection.blocks or ((selection.site, None, selection.channels),)
     per_sample = len(selection.steps) * selection.tokens * selection.channels * 4
     n = max(1, block_bytes // per_sample)
@@ -164,8 +166,7 @@ def check_fits(
     if mine and theirs and mine != theirs and not any_model:
         raise SAEModelMismatch(
             f"The SAE was trained on activations of {ours.get('name', 'a model')} (weights {mine[:12]}); "
-            f"{store.place} holds "
-            f"{store.fingerprint.get('name', 'another')} (weights {theirs[:12]}). Pass any_model=True to "
-            "compare them anyway."
+            f"{store.place} holds {store.fingerprint.get('name', 'another')} (weights {theirs[:12]}). Pass "
+            "any_model=True to compare them anyway."
         )
     return name

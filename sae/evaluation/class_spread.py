@@ -39,22 +39,27 @@ class ClassSpread(NamedTuple):
 
 
 def class_spread(
-    codes: np.ndarray, classes: np.ndarray, *, n_top: int = N_TOP, max_units: int = MAX_UNITS, shuffles: int = 5,
-    seed: int = 0,
-) -> ClassSpread:  # fmt: skip
+    codes: np.ndarray, classes: np.ndarray, *, max_units: int = MAX_UNITS, shuffles: int = 5, seed: int = 0
+) -> ClassSpread:
     """How mixed the classes are among each unit's strongest samples.
 
     Args:
         codes: (n_samples, n_units) >= 0, pooled over cells.
         classes: (n_samples,) int class numbers from 0.
+        max_units: units that take part at most, those with the largest mean code first.
+        shuffles: orders of the classes for the values by chance.
+        seed: of the shuffles.
+
+    Returns:
+        NaN in all figures where no unit is on in more than ten samples.
     """
-    on = (codes > 0).sum(0) > n_top
+    on = (codes > 0).sum(0) > N_TOP
     units = np.nonzero(on)[0]
     units = units[np.argsort(-codes[:, units].mean(0), kind="stable")][:max_units]
     if not len(units):
         nothing = float("nan")
         return ClassSpread(nothing, nothing, nothing, nothing, 0)
-    strongest = np.argsort(-codes[:, units], axis=0, kind="stable")[:n_top]
+    strongest = np.argsort(-codes[:, units], axis=0, kind="stable")[:N_TOP]
     rng = np.random.default_rng(seed)
     found = [_spread_and_purity(classes[strongest])]
     found += [_spread_and_purity(rng.permutation(classes)[strongest]) for _ in range(shuffles)]
@@ -86,6 +91,6 @@ def light_probe(vectors: np.ndarray, classes: np.ndarray, train: np.ndarray, *, 
 
 
 def _spread_and_purity(classes: np.ndarray) -> tuple[float, float]:
-    """Of (n_top, n_units) class numbers."""
+    """Of (N_TOP, n_units) class numbers."""
     counts = np.apply_along_axis(np.bincount, 0, classes, minlength=int(classes.max()) + 1)
     return float(classes.std(0).mean()), float((counts.max(0) / len(classes)).mean())

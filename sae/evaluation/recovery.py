@@ -36,6 +36,7 @@ from sae.evaluation.separation import auc, best_threshold, correlations, f1_scor
 
 RECOVERED_ABOVE = 0.95
 SIGNIFICANCE = 0.05
+_N_CANDIDATES = 8  # units kept for each concept, for ``localise``
 _RESAMPLED_VALUES = 2**21
 
 
@@ -98,7 +99,6 @@ def recover(
     *,
     shuffles: int = 20,
     resamples: int = 500,
-    n_candidates: int = 8,
     seed: int = 0,
 ) -> Recovery:
     """Match units with concepts.
@@ -109,7 +109,6 @@ def recover(
         train: (n_samples,) bool, the samples that choices are made on.
         shuffles: repetitions with shuffled labels.
         resamples: of the held-out samples, for the intervals.
-        n_candidates: units kept for each concept, for ``localise``.
         seed: of shuffles and resamples.
 
     Raises:
@@ -132,7 +131,7 @@ def recover(
     if not parts:
         raise EmptySelection("No concept has two samples with it and two without it in both halves: collect more.")
 
-    found = [c for p in parts for c in p.concepts(n_units, n_candidates)]
+    found = [c for p in parts for c in p.concepts(n_units)]
     draws = [p.resampled(np.random.default_rng(seed + 1), resamples) for p in parts]
     auc, f1, correlation = (np.concatenate([d[i] for d in draws], axis=1) for i in range(3))
     null_p = np.concatenate([p.null_p for p in parts], axis=1)
@@ -191,7 +190,7 @@ class _Factor:
         held = self._held[:, rng.permutation(self._held.shape[1])]
         return rank_test(ranks_held[:, auc(ranks, train).argmax(1)], held.T)
 
-    def concepts(self, n_units: int, n_candidates: int) -> list[Concept]:
+    def concepts(self, n_units: int) -> list[Concept]:
         """What is reported of each."""
         f1 = f1_score(self.x > self.threshold, self._held.T)
         correlation = paired_correlations(self.x_correlation, self._held.T)
@@ -199,7 +198,7 @@ class _Factor:
         found = []
         for i, name in enumerate(self.names):
             best = np.argsort(-self.auc_train[i], kind="stable") % n_units
-            candidates = tuple(int(u) for u in dict.fromkeys(best.tolist()))[:n_candidates]
+            candidates = tuple(int(u) for u in dict.fromkeys(best.tolist()))[:_N_CANDIDATES]
             found.append(
                 Concept(
                     factor=self.factor,

@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sae._files import content_hash, file_hash, read_json, write_json
+from activations_store.storage.jsonio import content_hash
+from sae._files import file_hash, read_json, write_json
 from sae.errors import RunMismatch
 from sae.interchange.folder import WEIGHTS_NAME
 from sae.training.checkpoint import CheckpointFolder

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from activations_store import ActivationStore
-from sae._files import content_hash
+from activations_store.storage.jsonio import content_hash
 from sae.architectures.make import Dictionary, make_sae
 from sae.config import SAEConfig
 from sae.data import Selection, store_identity

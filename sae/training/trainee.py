@@ -101,8 +101,8 @@ class Trainee:
         if not math.isfinite(sums.loss):
             raise NonFiniteLoss(
                 f"The loss became {sums.loss} at step {self.batch} of {self.folder.path} (learning rate {lr:.2e}). The "
-                "last good checkpoint is kept. Lower lr, or run `denoscope verify` on the store to find non-finite "
-                "rows."
+                "last good checkpoint is kept. Lower lr, or see whether the store holds rows that are not "
+                "finite: its commit records count them."
             )
         norm = self._adam.update(gradients, lr, norm=self.division.norm(gradients))
         self.sae.after_update()
