@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from tiny_transformers import tiny_flux_transformer, tiny_sd3_transformer, tiny_vae
 
 from probe.directions import trajectory
 from probe.directions.points import Point, jacobian
@@ -48,44 +46,22 @@ class TinySD3(StableDiffusion3Pipeline):
         return tuple(found)
 
 
-def decoder() -> AutoencoderKL:
-    sizes: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (4,) * 4,
-        "latent_channels": 4,
-        "norm_num_groups": 2,
-        "shift_factor": 0.0,
-    }
-    return AutoencoderKL(**sizes).eval()
-
-
 @pytest.fixture(scope="module")
 def flux() -> TinyFlux:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-    )  # fmt: skip
     none: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    pipe = TinyFlux(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer.eval(), vae=decoder(), **none)
-    pipe.transformer.requires_grad_(False)
+    pipe = TinyFlux(
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=tiny_flux_transformer(16), vae=tiny_vae(4, 0.0), **none
+    )
     pipe.default_sample_size = 6
     return pipe
 
 
 @pytest.fixture(scope="module")
 def sd3() -> TinySD3:
-    torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
-        sample_size=4, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
-        pos_embed_max_size=8,
-    )  # fmt: skip
+    transformer = tiny_sd3_transformer(sample_size=4, patch_size=1, num_layers=1)
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
     none: dict[str, Any] = dict.fromkeys(names)
-    pipe = TinySD3(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer.eval(), vae=decoder(), **none)
-    pipe.transformer.requires_grad_(False)
+    pipe = TinySD3(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer, vae=tiny_vae(4, 0.0), **none)
     pipe.default_sample_size = 4
     return pipe
 

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from tiny_transformers import tiny_flux_transformer, tiny_sd3_transformer, tiny_vae
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -64,46 +62,27 @@ def t5_encoder(tokenizer: Any) -> Any:
     return T5EncoderModel(config).eval().requires_grad_(False)
 
 
-def decoder() -> AutoencoderKL:
-    sizes: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (4,) * 2,
-        "latent_channels": 4,
-        "norm_num_groups": 2,
-        "shift_factor": 0.1,
-    }
-    return AutoencoderKL(**sizes).eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def sd3() -> StableDiffusion3Pipeline:
-    torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
-        pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
-    )  # fmt: skip
+    transformer = tiny_sd3_transformer(
+        sample_size=8, patch_size=2, num_layers=2, qk_norm="rms_norm", dual_attention_layers=(0,)
+    )
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     encoders = [clip_encoder(CLIPTextModelWithProjection, clip, 8) for _ in range(2)]
     return StableDiffusion3Pipeline(
-        transformer=transformer.eval().requires_grad_(False), scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=decoder(), text_encoder=encoders[0], tokenizer=clip, text_encoder_2=encoders[1], tokenizer_2=clip,
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_vae(2, 0.1), text_encoder=encoders[0], tokenizer=clip, text_encoder_2=encoders[1], tokenizer_2=clip,
         text_encoder_3=t5_encoder(t5), tokenizer_3=t5,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def flux() -> FluxPipeline:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-    )  # fmt: skip
+    transformer = tiny_flux_transformer(8)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer.eval().requires_grad_(False),
-        vae=decoder(), text_encoder=clip_encoder(CLIPTextModel, clip, 8), tokenizer=clip,
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer,
+        vae=tiny_vae(2, 0.1), text_encoder=clip_encoder(CLIPTextModel, clip, 8), tokenizer=clip,
         text_encoder_2=t5_encoder(t5), tokenizer_2=t5,
     )  # fmt: skip
     pipe.default_sample_size = 8
