@@ -137,7 +137,7 @@ def buffer_bytes(spec: StoreSpec, plan: Recording) -> int:
     return held + encoded
 
 
-def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, more_memory: int = 0) -> None:
+def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0) -> None:
     """Refuse a collection that does not fit the disk or the memory.
 
     Args:
@@ -145,7 +145,6 @@ def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, 
         use: its size.
         out: folder that will hold the store; it need not exist. An object store has room.
         share: of the store that is still to be written.
-        more_memory: bytes needed beside the shards.
 
     Raises:
         NotEnoughSpace, NotEnoughMemory: with what is needed, what there is, and cheaper settings.
@@ -164,16 +163,15 @@ def check_fits(source: Source, use: DiskUse, out: Place, *, share: float = 1.0, 
             f"collect: {human_bytes(needed)} are still to be written to {str(out)!r}, but only {human_bytes(free)} are "
             f"free. Cheaper: {'; '.join(lines) or 'nothing'}. Or choose another disk."
         )
-    memory = buffer_bytes(spec, source.plan) + more_memory if share else 0
+    memory = buffer_bytes(spec, source.plan) if share else 0
     available = available_memory()
     if available is not None and memory > available:
         least = buffer_bytes(replace_shard(source, 1), source.plan)
         cheaper = [c.setting for c in cheaper_settings(source)]
         raise NotEnoughMemory(
-            f"collect: {human_bytes(memory)} of memory are needed ({human_bytes(buffer_bytes(spec, source.plan))} for "
-            f"shards of {spec.samples_per_shard} samples), but only {human_bytes(available)} are available. Cheaper: "
-            f"shards of one sample (max_samples_per_shard=1 of a plan in Python) take {human_bytes(least)}; a smaller "
-            f"batch, such as batch_size={max(1, source.plan.batch_size // 2)}; or one of {'; '.join(cheaper)}."
+            f"collect: {human_bytes(memory)} of memory are needed for shards of {spec.samples_per_shard} samples, but "
+            f"only {human_bytes(available)} are available. Cheaper: shards of one sample (max_samples_per_shard=1 of a "
+            f"plan in Python) take {human_bytes(least)}; or one of {'; '.join(cheaper)}."
         )
 
 

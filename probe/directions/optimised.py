@@ -183,11 +183,6 @@ def drawn(
     return index, noised(x[index], noise, a), noise, a
 
 
-def site_shape(model: PipelineEps, site: str) -> tuple[int, ...]:
-    """Shape of a site's tensor for one sample, without batch: (tokens, d) of the text embedding, else the module's."""
-    return tuple(site_example(model, site).shape[1:])
-
-
 def site_example(model: PipelineEps, site: str) -> torch.Tensor:
     """What a site holds for pure noise and no condition, (1, ...): its shape, and the size of its values."""
     where = site_of(model, site)

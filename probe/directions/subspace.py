@@ -21,9 +21,6 @@ import torch
 
 from probe.errors import InvalidDirection
 
-FLAT = 1.05
-"""Below this gap s_k / s_{k+1}, single vectors mean little: speak of the subspace."""
-
 
 class LinearMap(Protocol):
     """J of shape (n_out, n_in), by its products with blocks of vectors."""
@@ -47,7 +44,7 @@ class Singular(NamedTuple):
         u: (k, n_out) float64, orthonormal rows.
         s: (k,) float64.
         v: (k, n_in) float64, orthonormal rows; in each the entry of largest size is positive.
-        gap: s_k / s_{k+1}; infinite if there is no further one. Below ``FLAT`` only the subspace is meaningful.
+        gap: s_k / s_{k+1}; infinite if there is no further one. Below 1.05 only the subspace is meaningful.
         residual: largest |J v_i - s_i u_i| / s_1, from products made for the purpose.
         iterations: done; each costs p products in both directions.
         converged: whether the relative change of every singular value came below the tolerance.

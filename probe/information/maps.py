@@ -71,10 +71,10 @@ def word_maps(
     return maps
 
 
-def guidance_difference(table: NodeTable, column: str = CAPTION, given: str = EMPTY) -> np.ndarray:
-    """(images, tokens) mean over log SNR, all levels alike, of the length of eps_column - eps_given."""
+def guidance_difference(table: NodeTable) -> np.ndarray:
+    """(images, tokens) mean over log SNR, all levels alike, of the length of eps_caption - eps_empty."""
     share = table.weight / table.weight.sum(1, keepdims=True)
-    return np.einsum("ij,ijt->it", share, np.sqrt(table.differences(given, column)))
+    return np.einsum("ij,ijt->it", share, np.sqrt(table.differences(EMPTY, CAPTION)))
 
 
 def on_grid(maps: np.ndarray, table: NodeTable) -> np.ndarray:

@@ -38,11 +38,6 @@ class Sphere(Analytic):
         if p < 2 or not radius > 0 or not torch.allclose(self.basis.T @ self.basis, eye, atol=1e-6):
             raise InvalidRequest("Sphere: expected a basis (d, k + 1 >= 2) with orthonormal columns and a radius > 0.")
 
-    @property
-    def manifold_dimension(self) -> int:
-        """k."""
-        return self.basis.shape[1] - 1
-
     def eps(self, z: torch.Tensor, log_snr: LogSnr, cond: Cond = None) -> torch.Tensor:
         """See ``EpsModel.eps``; there are no conditions. Not differentiable where B^T z = 0."""
         check_samples(self, z)
