@@ -23,6 +23,7 @@ from apps.commands import (
     info,
     lens,
     sae,
+    sites,
     steer,
     store,
     train,
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
         demo,
+        sites,
         collect,
         train,
         sae,

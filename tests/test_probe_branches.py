@@ -119,7 +119,8 @@ def build(kind: type) -> Any:
             out_channels=4, pos_embed_max_size=64,
         )  # fmt: skip
     parts: dict[str, Any] = {"text_encoder": None, "tokenizer": None, "vae": vae(), "transformer": transformer.eval()}
-    pipe: Any = kind(scheduler=DDIMScheduler() if kind is PixArt else FlowMatchEulerDiscreteScheduler(), **parts)
+    parts["scheduler"] = DDIMScheduler() if kind is PixArt else FlowMatchEulerDiscreteScheduler()
+    pipe: Any = kind(**parts)
     pipe.transformer.requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     pipe.default_sample_size = 8
@@ -203,7 +204,7 @@ def test_what_is_recorded_is_of_the_branch_it_is_stored_under(made, kind, tmp_pa
     pipe = made[kind]
     name = {CogView4: "transformer.transformer_blocks.0", Lumina: "transformer.layers.0"}[kind]
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    module = Site(name).module(pipe)
+    module: Any = Site(name).module(pipe)
     text: list[torch.Tensor] = []
     handles = [
         pipe.transformer.register_forward_pre_hook(

@@ -8,6 +8,7 @@ from probe.capture.collect import NonFinite, collect, nonfinite
 from probe.capture.estimate import Estimate, estimate
 from probe.capture.image_files import ImageSet, read_images
 from probe.capture.image_plan import ImagePlan
+from probe.capture.listing import list_sites
 from probe.capture.plan import CapturePlan
 from probe.capture.prompts import PromptSet, read_prompts
 from probe.capture.recorder import CallClock, Recorder
@@ -33,6 +34,7 @@ __all__ = [
     "TokenLayout",
     "collect",
     "estimate",
+    "list_sites",
     "nonfinite",
     "read_images",
     "read_prompts",

@@ -128,6 +128,17 @@ def observe_sites(
     return {site: shapes[site] for site in sites}, tuple(found[sites[0]])
 
 
+def first_step(pipe: Pipeline, prompt: str, steps: int, guidance: float) -> None:
+    """Draw one sample up to the end of its first denoising step: one denoiser call, or one for each branch."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise _FirstStepDone
+
+    kwargs = call_kwargs(pipe, [prompt], [0], steps=steps, guidance=guidance)
+    with no_progress_bar(pipe), override(pipe.scheduler, "step", stop), suppress(_FirstStepDone):
+        call_pipeline(pipe, kwargs)
+
+
 def observe_generation(pipe: Pipeline, plan: CapturePlan) -> Observed:
     """Run the plan's first sample up to the end of its first denoising step.
 
@@ -136,16 +147,10 @@ def observe_generation(pipe: Pipeline, plan: CapturePlan) -> Observed:
     """
     sites = resolve_sites(pipe, plan.sites)
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise _FirstStepDone
-
     def run(receive: Receive) -> None:
-        kwargs = call_kwargs(pipe, plan.prompts[:1], [0], steps=plan.steps, guidance=plan.guidance)
-        # At the end of the step, not after the last site: a site that fires twice has to be noticed, and some
-        # pipelines call their denoiser once for each branch.
-        stopped = suppress(_FirstStepDone)
-        with Recorder(pipe, sites, receive), no_progress_bar(pipe), override(pipe.scheduler, "step", stop), stopped:
-            call_pipeline(pipe, kwargs)
+        # To the end of the step, not to the last site: a site that fires twice has to be noticed.
+        with Recorder(pipe, sites, receive):
+            first_step(pipe, plan.prompts[0], plan.steps, plan.guidance)
 
     shapes, branches = observe_sites(sites, run)
     timesteps, log_snr = schedule_of(pipe.scheduler)

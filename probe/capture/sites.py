@@ -141,5 +141,5 @@ def _unknown(pipe: Pipeline, path: str) -> UnknownSite:
     return UnknownSite(
         f"{model_label(pipe)} has no module {path!r}. Near matches: "
         f"{', '.join(near) or ', '.join(known[:8])}. "
-        "The names are those of named_modules() of the denoiser."
+        "All of them: denoscope sites --model FOLDER --every."
     )
