@@ -218,6 +218,11 @@ def test_star_order_score_and_delete(app: Callable[..., Any], run: Path) -> None
     kept = list_files.read(run / "lists.json")["good ones"]
     assert [(i.feature, i.note) for i in kept.items] == [(9, "[note](9)"), (3, "[note](3)")]
 
+    page.text_input(key="star_new").set_value("others")  # a typed name is meant, whatever list is chosen
+    next(b for b in page.button if b.label == "Add").click().run()
+    assert [i.feature for i in list_files.read(run / "lists.json")["others"].items] == [3]
+    list_files.change(run / "lists.json", lambda lists: {"good ones": lists["good ones"]})
+
     page = app(run, "lists")
     assert "object umbrella, AUC 1.00" in words(page)
     page.button(key="ls_down_good ones_mid_block_9").click().run()

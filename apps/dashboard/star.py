@@ -31,7 +31,7 @@ def star(run: Run, item: Item) -> None:
             new = st.text_input("Name of a new list", "" if lists else _FIRST, max_chars=MOST_NAME, key="star_new")
             note = st.text_input("Note", key="star_note")
             if st.form_submit_button("Add", type="primary"):
-                name = new if chosen == _NEW else chosen
+                name = new if new.strip() or chosen == _NEW else chosen  # a name that was typed is meant
                 try:
                     kept = Item(item.dictionary, item.feature, item.bundle, note.strip())
                     list_files.change(list_files.file_of(run), lambda held: added(held, name, kept))
