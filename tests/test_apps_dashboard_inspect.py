@@ -300,7 +300,7 @@ def dense(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = store.sites
     sae = TopKSAE(SAEConfig(16, 2, k=2, site=site), seed=0, metadata={"site": site})
     with torch.no_grad():
-        sae.b_enc += 100.0
+        sae.b_enc.add_(100.0)
     save_sae(sae, run / "sae" / "mid_block")
     build_bundle(sae, store, run / "store" / "images", run / "bundle" / "mid_block")
     return run

@@ -175,8 +175,9 @@ def collected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ac
 def request(folder: Path | str, **changed: Any) -> Request:
     from apps.inspecting.drawing import Request
 
-    given: dict[str, Any] = {"prompt": "a blue cup", "seed": 1, "guidance": 2.0, "model": str(folder)}
-    return Request(**given | {"branches": ("uncond", "cond")} | changed)
+    asked: dict[str, Any] = {"prompt": "a blue cup", "seed": 1, "guidance": 2.0, "branches": ("uncond", "cond")}
+    asked.update({"model": str(folder)} | changed)
+    return Request(**asked)
 
 
 def nothing(*_: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -72,9 +73,9 @@ def cell_picker(picture: bytes, heat: np.ndarray, region: Region, *, drag: bool 
     )
 
 
-def _frame(region: Region) -> list[dict[str, object]]:
+def _frame(region: Region) -> list[dict[str, Any]]:
     """A rectangle around the chosen cells, dark under light, so that it is seen on any picture."""
-    ends = {
+    ends: dict[str, Any] = {
         "x0": region.columns[0] - 0.5,
         "x1": region.columns[1] + 0.5,
         "y0": region.rows[0] - 0.5,

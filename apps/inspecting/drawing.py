@@ -149,6 +149,7 @@ def _draw(
     kept = plan.kept_of(n_steps)
     buffers = ShardBuffers(seen.spec(plan, kept), plan, seen.layouts(plan), kept, 0)
     shown: dict[int, np.ndarray] = {}
+    images: list[np.ndarray] = []
 
     def keep(step: int, image: np.ndarray) -> None:
         shown[step] = image
@@ -161,11 +162,11 @@ def _draw(
         Recorder(pipe, list(seen.shapes), buffers.receive, clock=clock),
         predictions(pipe, frozenset(wanted.tolist()), clock, keep),
     ):
-        image = run_batch(pipe, [request.prompt], [request.seed], steps=plan.steps, guidance=plan.guidance)[0]
+        images.append(run_batch(pipe, plan.prompts, plan.seeds, steps=plan.steps, guidance=plan.guidance)[0])
     buffers.end()
     rows = {site: array[0] for site, array in buffers.arrays.items()}
     position = {step: i for i, step in enumerate(kept)}
-    return Drawn(request, rows, plan.branches, image, {position[s]: p for s, p in shown.items() if s in position})
+    return Drawn(request, rows, plan.branches, images[0], {position[s]: p for s, p in shown.items() if s in position})
 
 
 @lru_cache(maxsize=1)

@@ -39,8 +39,10 @@ class Clock(Protocol):
     """Says where the model is. ``StepClock`` follows a running pipeline; ``CallClock`` is set by hand."""
 
     step: int
-    branches: tuple[str, ...]
     calls: int
+
+    @property
+    def branches(self) -> tuple[str, ...]: ...
 
     def __enter__(self) -> Any: ...
 

@@ -44,7 +44,7 @@ def recorded(opened: Opened, sae: Path, bundle: FeatureBundle, number: int) -> S
     )
 
 
-def choose(opened: Opened) -> int | None:
+def choose(opened: Opened) -> int:
     """The sample that is inspected, found by words of its prompt, in the list, or by number."""
     address = Address()
     last = readers.opened_store(opened.run).spec.n_samples - 1
