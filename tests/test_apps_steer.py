@@ -239,7 +239,7 @@ class TestCommand:
             asked = ["steer", "--sae", str(folder), "--concept", "colour=red", "--out", str(tmp_path / "x")]
             assert main(asked) == FAILED
             told = capsys.readouterr().err
-            assert "2 dictionaries" in told and str(tmp_path / "run" / "sae" / "up_blocks.1") in told
+            assert "2 dictionaries" in told and "mid_block, up_blocks.1 (in " + str(tmp_path / "run" / "sae") in told
 
     def test_refuses_a_folder_that_holds_something_else(
         self, direction: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
