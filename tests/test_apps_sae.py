@@ -99,7 +99,7 @@ def test_an_interrupted_evaluation_goes_on(world: World, monkeypatch: pytest.Mon
 def test_a_dry_run_writes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(run_of(world).iterdir())
     assert main(["sae", "eval", str(run_of(world)), "--grid", "--substitute", "8", "--dry-run"]) == 0
-    assert "8 generations of 14 denoiser calls a step" in capsys.readouterr().out
+    assert "8 generations of 16 denoiser calls a step" in capsys.readouterr().out
     assert sorted(run_of(world).iterdir()) == before
 
 
@@ -146,19 +146,20 @@ def test_mistakes_are_told_in_one_line(world: World, arguments: list[str], messa
 
 
 def test_eval_with_a_model_in_the_loop(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Collect, train, evaluate with the dictionary in place."""
+    """Collect, train, evaluate with each of two dictionaries in the place of the one site that they explain."""
     prompts, run = tmp_path / "p.csv", tmp_path / "run"
     lines = [f"a {c} {o},{o}" for c in ("red", "blue", "green") for o in ("star", "moon", "cup")]
     prompts.write_text("prompt,object\n" + "\n".join(lines * 2) + "\n")
     collect = ["collect", "--model", str(tiny_folder), "--sites", "mid_block", "--prompts", str(prompts)]
     assert main([*collect, "--out", str(run), "--no-images"]) == 0
-    assert main(["train", str(run), "--expansion", "2", "--k", "4", "--rows", "2000", "--batch-size", "256"]) == 0
+    assert main(["train", str(run), "--expansion", "2", "--k", "2", "4", "--rows", "2000", "--batch-size", "256"]) == 0
     assert main(["sae", "eval", str(run), "--substitute", "3", "--no-concepts", "--model", str(tiny_folder)]) == 0
     rows = read_measurement(run / "sae_eval.json")["rows"]
-    (found,) = [r for r in rows if r["part"] == "substitution"]
-    assert found["recovered_over_zero"] <= 1
-    assert found["loss_zero"] > 0
-    steps = [r for r in rows if r["part"] == "substitution step"]
+    few, many = [r for r in rows if r["part"] == "substitution"]
+    assert few["dictionary"] != many["dictionary"]
+    assert few["loss_zero"] == many["loss_zero"] > 0
+    assert few["recovered_over_zero"] != many["recovered_over_zero"] <= 1
+    steps = [r for r in rows if r["part"] == "substitution step" and r["dictionary"] == few["dictionary"]]
     assert [r["step"] for r in steps] == [0, 1, 2, 3]
     assert {r["variant"] for r in rows if r["part"] == "images"} == {"sae", "mean", "zero"}
     assert "Loss recovered" in (run / "sae_eval.html").read_text()

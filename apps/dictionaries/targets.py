@@ -191,7 +191,7 @@ def estimate_lines(targets: Sequence[Target], options: argparse.Namespace) -> li
         store = ActivationStore.open(targets[0].store)
         lines.append(f"grid: {len(store.sites)} sites x {store.spec.n_steps} steps, each read once or twice")
     if options.substitute:
-        calls = 2 + 6 * len(targets)
+        calls = 2 * len(_rounds(targets)) + 6 * len(targets)
         lines.append(f"substitution: {options.substitute} generations of {calls} denoiser calls a step")
     return lines
 
@@ -216,14 +216,29 @@ def _substitution(targets: Sequence[Target], store: ActivationStore, options: ar
     at = np.linspace(0, len(every) - 1, min(options.substitute, len(every))).round().astype(int)
     prompts = [every[i] for i in at]
     first_seed = max(store.samples.column("seed").to_pylist()) + 1
-    with bar("substitution", "call") as progress:
-        found = substitute(
-            pipe, {t.site: t.sae for t in targets}, prompts, range(first_seed, first_seed + len(prompts)),
-            steps=store.plan.get("steps"), guidance=store.plan.get("guidance"), at_steps=options.at_steps,
-            batch_size=options.batch_size, progress=progress,
-        )  # fmt: skip
     labels, seen = _reader(judge_of(pipe), store, at)
-    return substitution_rows(found, {t.site: t.name for t in targets}, labels, seen)
+    rows: list[Row] = []
+    for by_site in _rounds(targets):
+        with bar(f"substitution of {', '.join(t.name for t in by_site.values())}", "call") as progress:
+            found = substitute(
+                pipe, {site: t.sae for site, t in by_site.items()}, prompts,
+                range(first_seed, first_seed + len(prompts)), steps=store.plan.get("steps"),
+                guidance=store.plan.get("guidance"), at_steps=options.at_steps, batch_size=options.batch_size,
+                progress=progress,
+            )  # fmt: skip
+        rows += substitution_rows(found, {site: t.name for site, t in by_site.items()}, labels, seen)
+    return rows
+
+
+def _rounds(targets: Sequence[Target]) -> list[dict[str, Target]]:
+    """By site, in as few groups as possible: one dictionary at a time stands in the place of a site."""
+    rounds: list[dict[str, Target]] = []
+    for t in targets:
+        free = next((by_site for by_site in rounds if t.site not in by_site), None)
+        if free is None:
+            rounds.append(free := {})
+        free[t.site] = t
+    return rounds
 
 
 def _reader(judge: Judge | None, store: ActivationStore, at: np.ndarray) -> tuple[Any, Any]:
