@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from tiny_transformers import tiny_sd3_transformer
 
 from apps.cli import main
 from apps.commands.sites import is_block
 from probe.capture import CapturePlan, list_sites, store_spec
+from probe.capture.tensors import to_rows
+from probe.errors import UnsupportedSite
 
 
 def test_what_is_listed_can_be_recorded_and_has_that_shape(tiny_pipe):
@@ -44,3 +48,20 @@ def test_patterns_choose(tiny_pipe, pattern):
     names = [each.site.path for each in list_sites(tiny_pipe, "a red star", pattern=pattern)]
     assert names and all(name.startswith("unet.mid_block") for name in names)
     assert ("unet.mid_block" in names) == (pattern == "mid_block")
+
+
+@pytest.mark.parametrize(("norm", "before"), [("norm_q", "to_q"), ("norm_added_k", "add_k_proj")])
+def test_heads_apart_are_no_map(norm, before):
+    """The tensor is (batch, heads, tokens, channels of a head), which looks like a picture with heads for channels."""
+    model = tiny_sd3_transformer(num_layers=1, sample_size=8, patch_size=2, qk_norm="rms_norm")
+    seen: dict[str, torch.Tensor] = {}
+    attn = model.transformer_blocks[0].attn
+    for name in (norm, before):
+        attn.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    text = torch.zeros(2, 5, 16)
+    model(torch.zeros(2, 4, 8, 8), encoder_hidden_states=text, pooled_projections=text[:, 0], timestep=torch.ones(2))
+    assert seen[norm].ndim == 4
+    with pytest.raises(UnsupportedSite, match=f"heads apart.*attn.{before}:out"):
+        to_rows(f"transformer.transformer_blocks.0.attn.{norm}:out", seen[norm])
+    rows = to_rows(f"transformer.transformer_blocks.0.attn.{before}:out", seen[before])
+    assert rows.shape == (2, seen[norm].shape[2], 2 * 8)

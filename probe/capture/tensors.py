@@ -13,6 +13,10 @@ import torch
 
 from probe.errors import UnsupportedSite
 
+_PER_HEAD = {"norm_q": "to_q", "norm_k": "to_k", "norm_added_q": "add_q_proj", "norm_added_k": "add_k_proj"}
+"""Modules that diffusers' attentions call with heads apart: four dimensions, and no picture. The values name the
+modules whose output they normalise.
+"""
 _INPUT_NAMES = ("hidden_states", "sample", "x", "input")
 
 
@@ -83,8 +87,18 @@ def replace_output(slot: Slot, new: torch.Tensor, output: Any) -> Any:
 
 
 def to_rows(name: str, x: torch.Tensor) -> torch.Tensor:
-    """View a tensor as rows: (B, C, H, W), (B, L, C) or (B, C) become (B, tokens, C), cells row-major."""
+    """View a tensor as rows: (B, C, H, W), (B, L, C) or (B, C) become (B, tokens, C), cells row-major.
+
+    Raises:
+        UnsupportedSite: another shape, or queries and keys of single heads, whose four dimensions are no map.
+    """
     if x.ndim == 4:
+        parent, _, last = name.partition(":")[0].rpartition(".")
+        if last in _PER_HEAD:
+            raise UnsupportedSite(
+                f"site {name}: its tensor {tuple(x.shape)} has the heads apart, so it has no rows of channels; take "
+                f"{parent}.{_PER_HEAD[last]}:out, the same before it is normalised."
+            )
         return x.flatten(2).transpose(1, 2)
     if x.ndim == 3:
         return x
