@@ -55,9 +55,9 @@ def test_heads_apart_are_no_map(norm, before):
     """The tensor is (batch, heads, tokens, channels of a head), which looks like a picture with heads for channels."""
     model = tiny_sd3_transformer(num_layers=1, sample_size=8, patch_size=2, qk_norm="rms_norm")
     seen: dict[str, torch.Tensor] = {}
-    attn = model.transformer_blocks[0].attn
     for name in (norm, before):
-        attn.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        part = model.get_submodule(f"transformer_blocks.0.attn.{name}")
+        part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
     text = torch.zeros(2, 5, 16)
     model(torch.zeros(2, 4, 8, 8), encoder_hidden_states=text, pooled_projections=text[:, 0], timestep=torch.ones(2))
     assert seen[norm].ndim == 4
