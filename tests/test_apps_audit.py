@@ -57,6 +57,7 @@ def test_recipes_say_what_they_unlearn_and_share_a_file(tmp_path, capsys):
     out = tmp_path / "both.json"
     small = ["--prompts", "5", "--images", "2", "--steps", "2", "--sites", "mid_block", "--out", str(out)]
     assert main(["audit", "--recipe", *folders, *small]) == 0
+    assert str(tmp_path) not in out.read_text()  # recipes by name: results are for others too
     record = json.loads(out.read_text())
     means = [row for row in record["rows"] if row["measure"] == "mean"]
     assert [(row["recipe"], row["factor"], row["label"]) for row in means] == [

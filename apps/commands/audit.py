@@ -19,6 +19,7 @@ denoscope audit --recipe runs/x/recipes/style-neon --sites mid_block up_blocks.1
 denoscope audit --recipe runs/x/recipes/object-star --attacks embedding token_search
 denoscope audit --recipe runs/x/recipes/saeuron-object-star runs/x/recipes/uce-object-star --out star.json
 """
+_NOT_KEPT = ("run", "resumable", "debug", "out", "force")
 
 
 def add_parser(commands: Commands) -> None:
@@ -85,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
         )
     recipes = [Recipe.load(folder, pipe) for folder in folders]
     tasks = [_task(options, pipe, folder, recipe) for folder, recipe in zip(folders, recipes, strict=True)]
-    config = {key: value for key, value in vars(options).items() if key not in ("run", "resumable", "debug")}
+    kept = {key: value for key, value in vars(options).items() if key not in _NOT_KEPT}
+    config = kept | {"recipe": names}  # a measurement does not say where on a machine it was made
     clock, rows, ratios = Clock(), [], {}
     for name, recipe, task in zip(names, recipes, tasks, strict=True):
         with bar(f"audit {name}", "unit") as shown:
