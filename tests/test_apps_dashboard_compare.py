@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dashboard_pages import open_page, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_apps_dashboard_run import D_SAE
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
-
-DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
-TIMEOUT = 300.0
 
 
 def dictionary(n: int = 64, d: int = 32, d_sae: int = 20, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -106,27 +104,7 @@ def test_a_locked_step_is_the_nearest_in_log_snr() -> None:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    from streamlit.testing.v1 import AppTest
-
-    # A page becomes the main module, which the children of later tests would run.
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-
-    def open_page(place: Path, **params: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
-        test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
-        test.switch_page("app_pages/compare.py")
-        for key, value in params.items():
-            test.query_params[key] = value
-        test.run()
-        assert not test.exception, [e.value for e in test.exception]
-        return test
-
-    return open_page
-
-
-def words(test: Any) -> str:
-    kinds = ("title", "subheader", "markdown", "caption", "text", "info", "warning", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    return partial(open_page, monkeypatch, page="compare")
 
 
 def test_a_feature_is_found_again_in_another_run(app: Callable[..., Any], planted: Path, tmp_path: Path) -> None:

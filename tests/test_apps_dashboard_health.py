@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dashboard_pages import open_page, words
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
 
-DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
-TIMEOUT = 300.0
 STABILITY = {"part": "stability", "dictionary": "mid_block", "other": "again", "rows": 9} | {
     f"{what}{null}_{number}": value
     for what in ("decoder", "activation")
@@ -138,25 +137,7 @@ def test_marked_cells_and_gaps_are_drawn() -> None:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    from streamlit.testing.v1 import AppTest
-
-    # A page becomes the main module, which the children of later tests would run.
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-
-    def open_page(place: Path) -> Any:
-        monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
-        test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
-        test.switch_page("app_pages/health.py")
-        test.run()
-        assert not test.exception, [e.value for e in test.exception]
-        return test
-
-    return open_page
-
-
-def words(test: Any) -> str:
-    kinds = ("title", "subheader", "markdown", "caption", "text", "info", "warning", "success", "error", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    return partial(open_page, monkeypatch, page="health")
 
 
 def test_a_whole_run(app: Callable[..., Any], planted: Path, tmp_path: Path) -> None:

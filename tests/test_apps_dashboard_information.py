@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dashboard_pages import open_page, words
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
 
-DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
-TIMEOUT = 300.0
 LOG_SNR = (-9.0, -4.0, 1.5)
 
 
@@ -106,27 +105,7 @@ def test_estimates_stand_beside_their_nulls() -> None:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    from streamlit.testing.v1 import AppTest
-
-    # A page becomes the main module, which the children of later tests would run.
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-
-    def open_page(place: Path, **params: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
-        test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
-        test.switch_page("app_pages/information.py")
-        for key, value in params.items():
-            test.query_params[key] = value
-        test.run()
-        assert not test.exception, [e.value for e in test.exception]
-        return test
-
-    return open_page
-
-
-def words(test: Any) -> str:
-    kinds = ("title", "header", "subheader", "markdown", "caption", "text", "warning", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    return partial(open_page, monkeypatch, page="information")
 
 
 @pytest.fixture

@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+from dashboard_pages import open_page, words
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
-
-DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
-TIMEOUT = 300.0
 
 
 def some(n: int = 4) -> Any:
@@ -182,27 +180,7 @@ def run(planted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    from streamlit.testing.v1 import AppTest
-
-    # A page becomes the main module, which the children of later tests would run.
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-
-    def open_page(place: Path, page: str, **params: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
-        test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
-        test.switch_page(f"app_pages/{page}.py")
-        for key, value in params.items():
-            test.query_params[key] = value
-        test.run()
-        assert not test.exception, [e.value for e in test.exception]
-        return test
-
-    return open_page
-
-
-def words(test: Any) -> str:
-    kinds = ("title", "subheader", "markdown", "caption", "text", "info", "warning", "success", "error", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    return partial(open_page, monkeypatch)
 
 
 def test_star_order_score_and_delete(app: Callable[..., Any], run: Path) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dashboard_pages import open_page, words
 from test_apps_dashboard_run import D_IN, D_SAE, HOSTILE, SITE, planted_results
 
 pytest.importorskip("streamlit", reason="the dashboard is the extra [app]")
 
-DASHBOARD = Path(__file__).resolve().parent.parent / "apps" / "dashboard"
-TIMEOUT = 300.0
 STRENGTHS = (-1.0, 0.0, 1.0, 2.0)
 
 
@@ -83,28 +82,7 @@ def run(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    from streamlit.testing.v1 import AppTest
-
-    # A page becomes the main module, which the children of later tests would run.
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-
-    def open_page(place: Path, page: str, **params: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["Home.py", str(place)])
-        test = AppTest.from_file(str(DASHBOARD / "Home.py"), default_timeout=TIMEOUT)
-        if page != "home":
-            test.switch_page(f"app_pages/{page}.py")
-        for key, value in params.items():
-            test.query_params[key] = value
-        test.run()
-        assert not test.exception, [e.value for e in test.exception]
-        return test
-
-    return open_page
-
-
-def words(test: Any) -> str:
-    kinds = ("title", "header", "subheader", "markdown", "caption", "text", "warning", "code")
-    return "\n".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    return partial(open_page, monkeypatch)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------

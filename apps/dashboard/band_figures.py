@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from apps.dashboard.chart_style import MUTED, SEQUENTIAL, axes, colours, literal, numbers
+from apps.dashboard.chart_style import MUTED, SEQUENTIAL, axes, band, colours, literal, numbers
 from apps.dashboard.result_figures import Curve
 from apps.dashboard.timeaxis import TimeAxis
 
@@ -41,18 +41,7 @@ def bands(
     for curve, colour in zip(curves, colours(len(curves)), strict=True):
         colour = MUTED if curve.muted else colour
         if curve.lows is not None and curve.highs is not None:
-            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-            there = [i for i in range(len(x)) if np.isfinite(curve.lows[i]) and np.isfinite(curve.highs[i])]
-            figure.add_scatter(
-                x=[x[i] for i in (*there, *reversed(there))],
-                y=[*(float(curve.highs[i]) for i in there), *(float(curve.lows[i]) for i in reversed(there))],
-                mode="lines",
-                fill="toself",
-                fillcolor=f"rgba({red},{green},{blue},0.15)",
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-            )
+            band(figure, x, curve.lows, curve.highs, colour)
         figure.add_scatter(
             x=x,
             y=numbers(curve.values),

@@ -38,6 +38,28 @@ def colours(n: int) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(n)]
 
 
+def band(figure: go.Figure, x: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str) -> None:
+    """A pale area between two curves, at the places where both are finite.
+
+    Args:
+        figure: gets the area.
+        x, lows, highs: one value a place.
+        colour: ``#rrggbb`` of the line that the area belongs to.
+    """
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    there = [i for i in range(len(x)) if np.isfinite(lows[i]) and np.isfinite(highs[i])]
+    figure.add_scatter(
+        x=[x[i] for i in (*there, *reversed(there))],
+        y=[*(float(highs[i]) for i in there), *(float(lows[i]) for i in reversed(there))],
+        mode="lines",
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.15)",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
 def numbers(values: Sequence[float] | np.ndarray) -> list[float | None]:
     """Plain numbers; what is not finite is a gap."""
     return [float(v) if v is not None and np.isfinite(v) else None for v in values]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from apps.dashboard.chart_style import MUTED, PALETTE, axes, colours, literal, numbers
+from apps.dashboard.chart_style import MUTED, PALETTE, axes, band, colours, literal, numbers
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], *, x_title: str) -> go.Figure:
@@ -122,17 +122,7 @@ def dose_response(
     for curve, colour in zip(curves, colours(len(curves)), strict=True):
         colour = MUTED if curve.muted else colour
         if curve.lows is not None and curve.highs is not None:
-            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-            figure.add_scatter(
-                x=[*strengths, *reversed(strengths)],
-                y=[*numbers(curve.highs), *reversed(numbers(curve.lows))],
-                mode="lines",
-                fill="toself",
-                fillcolor=f"rgba({red},{green},{blue},0.15)",
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-            )
+            band(figure, list(strengths), curve.lows, curve.highs, colour)
         figure.add_scatter(
             x=list(strengths),
             y=numbers(curve.values),
