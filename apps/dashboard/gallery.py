@@ -6,6 +6,8 @@ fragment: moving its controls reruns nothing else.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from apps.dashboard import links, readers, shell, tiles
@@ -15,6 +17,14 @@ from sae import Example, FeatureBundle
 STRONGEST = "strongest"
 """In a link: each example at its own strongest step."""
 _OPACITY = 80  # percent
+_THUMBNAIL = 160  # pixels
+
+
+def thumbnail(bundle: FeatureBundle, feature: int, *, width: int | Literal["stretch"] = "stretch") -> None:
+    """A feature's strongest example under its map; nothing for a dead feature."""
+    picture = readers.best_tile(bundle.path, feature, _THUMBNAIL)
+    if picture is not None:
+        st.image(picture, width=width, alt=f"Strongest example of feature {feature} with its activation map")
 
 
 @st.fragment

@@ -124,9 +124,7 @@ def suggestions(b: Side, found: Matches, ranked: list[int]) -> None:
             row = bundle.stats(feature)
             told = browse.best_factor(row, factors)
             with st.container(border=True, gap="xxsmall"):
-                picture = readers.best_tile(bundle.path, feature, 160)
-                if picture is not None:
-                    st.image(picture, width="stretch", alt=f"Strongest example of feature {feature}")
+                gallery.thumbnail(bundle, feature)
                 st.button(
                     f"{feature}",
                     key=f"cp_take_{feature}",

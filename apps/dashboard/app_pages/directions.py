@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import streamlit as st
 
-from apps.dashboard import browse, directions, figures, links, readers, shell
+from apps.dashboard import browse, directions, figures, gallery, links, readers, shell
 from apps.dashboard.address import Address, changed, widget
 from apps.dashboard.chart_style import CONFIG
 from apps.dashboard.directions import Saved
@@ -115,9 +115,7 @@ def beside_features(opened: Opened, chosen: Saved) -> None:
     with st.grid(columns=8, min_column_width=96, gap="xsmall"):
         for feature, cosine in near:
             with st.container(border=True, gap="xxsmall"):
-                picture = readers.best_tile(bundle.path, feature, 160)
-                if picture is not None:
-                    st.image(picture, width="stretch", alt=f"Strongest example of feature {feature}")
+                gallery.thumbnail(bundle, feature)
                 st.page_link(FEATURE_PAGE, label=f"feature {feature}", query_params={links.FEATURE: str(feature)})
                 row = bundle.stats(feature)
                 told = browse.best_factor(row, factors)

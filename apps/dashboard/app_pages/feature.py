@@ -207,9 +207,7 @@ def neighbours(bundle: FeatureBundle, feature: int) -> None:
         for other, cosine in near:
             with st.container(border=True, gap="xxsmall"):
                 row = bundle.stats(other)
-                picture = readers.best_tile(bundle.path, other, 160)
-                if picture is not None:
-                    st.image(picture, width="stretch", alt=f"Strongest example of feature {other}")
+                gallery.thumbnail(bundle, other)
                 st.button(
                     f"{other}",
                     key=f"near_{other}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from apps.dashboard import blind, browse, links, list_files, rating, readers, shell, tables
+from apps.dashboard import blind, browse, gallery, links, list_files, rating, readers, shell, tables
 from apps.dashboard.address import Address, changed, widget
 from apps.dashboard.feature_lists import MOST_TEXT, FeatureList, Item, Lists, moved, noted, removed, without
 from apps.dashboard.shell import FEATURE_PAGE, Opened, provenance, reading
@@ -71,9 +71,7 @@ def row(run: Run, one: FeatureList, item: Item, place: int) -> None:
         st.markdown(f"**{place}**", width=28)
         if rating.shown(run, item):
             bundle = readers.bundle(run.bundles()[item.dictionary])
-            picture = readers.best_tile(bundle.path, item.feature, 160)
-            if picture is not None:
-                st.image(picture, width=84, alt=f"Strongest example of feature {item.feature}")
+            gallery.thumbnail(bundle, item.feature, width=84)
             known = bundle.stats(item.feature)
             told = browse.best_factor(known, browse.labelled(bundle))
             words = f"{told} {known[f'best_{told}']}, AUC {known[f'auc_{told}']:.2f}" if told else ""
