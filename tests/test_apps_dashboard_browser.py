@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -72,11 +72,17 @@ def healthy(port: int) -> bool:
 
 
 def wait(condition: Callable[[], Any], what: str) -> Any:
-    """Polls until the condition holds; fails the test when it does not for long."""
+    """Polls until the condition holds; fails the test when it does not for long.
+
+    A page may be drawn anew while it is looked at: an element that is gone by then is looked for again.
+    """
+    from selenium.common.exceptions import StaleElementReferenceException
+
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        with suppress(StaleElementReferenceException):
+            if found := condition():
+                return found
         time.sleep(0.2)
     pytest.fail(f"waited {PATIENCE:.0f} s for {what}")
 
@@ -227,36 +233,51 @@ def test_a_drag_over_the_image_selects_its_cells(server: int, browser: Any, tmp_
     from selenium.webdriver import ActionChains
 
     def picker() -> Any:
-        return browser.find_elements("css selector", ".js-plotly-plot")[0]
+        return wait(lambda: browser.find_elements("css selector", ".js-plotly-plot"), "the picture")[0]
 
     def cells() -> str:
         return parse_qs(urlsplit(browser.current_url).query).get("in_cells", [""])[0]
 
-    def corner(move: Callable[[Any], Any]) -> None:
-        """A gesture that begins above and left of the middle of the picture's cell in row 1, column 2 of 8."""
-        at, side = picker(), min(picker().size["width"], picker().size["height"])
-        move(
-            ActionChains(browser).move_to_element_with_offset(at, -1.8 * side / 8, -2.8 * side / 8).pause(0.5)
-        ).perform()
+    def cell(at: Any) -> float:
+        """Side of one of the picture's 8 x 8 cells."""
+        return min(at.size["width"], at.size["height"]) / 8
+
+    def dragged(first: int, then: int) -> bool:
+        """Down and right in two moves, from above and left of the middle of the cell in row 1, column 2."""
+        at = picker()
+        side = cell(at)
+        hand = ActionChains(browser).move_to_element_with_offset(at, round(-1.8 * side), round(-2.8 * side)).pause(0.5)
+        hand.click_and_hold().move_by_offset(first, first).move_by_offset(then, then).release().perform()
+        return True
+
+    def clicked() -> bool:
+        """In the middle of the cell in row 4, column 4."""
+        at = picker()
+        half = round(cell(at) / 2)
+        ActionChains(browser).move_to_element_with_offset(at, half, half).pause(0.5).click().perform()
+        return True
+
+    def pressed(name: str) -> bool:
+        next(b for b in browser.find_elements("tag name", "button") if b.text.strip() == name).click()
+        return True
 
     browser.get(f"http://localhost:{server}/inspect?in_step=4")
     wait(lambda: len(browser.find_elements("css selector", ".js-plotly-plot")) == 2, "the picture and the raster")
     wait(lambda: cells() == "all", "the whole image")
-    side = min(picker().size["width"], picker().size["height"])
-    far = round(side / 8 * 2.4)
-    corner(lambda hand: hand.click_and_hold().move_by_offset(far // 2, far // 2).move_by_offset(far, far).release())
+    far = wait(lambda: round(2.4 * cell(picker())), "a picture with a size")
+    wait(lambda: dragged(far // 2, far), "a long drag")
     wait(lambda: cells() == "1-4,2-5", "the cells of a long drag")
     wait(lambda: browser.find_elements("css selector", ".js-plotly-plot .shapelayer path"), "the frame around them")
     folder = Path(os.environ.get("DENOSCOPE_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     assert browser.save_screenshot(str(folder / "inspect.png"))
-    corner(lambda hand: hand.click_and_hold().move_by_offset(5, 5).move_by_offset(5, 5).release())
+    wait(lambda: dragged(5, 5), "a short drag")
     wait(lambda: cells() == "1,2", "the cell of a short drag")
-    next(b for b in browser.find_elements("tag name", "button") if b.text.strip() == "click").click()
+    wait(lambda: pressed("click"), "the switch")
     wait(
         lambda: browser.execute_script("return arguments[0]._fullLayout.dragmode", picker()) == "pan", "the click mode"
     )
-    ActionChains(browser).move_to_element_with_offset(picker(), side / 16, side / 16).pause(0.5).click().perform()
+    wait(clicked, "a click")
     wait(lambda: cells() == "4,4", "the cell of a click")
     for kind in ("stException", "stError"):
         assert not browser.find_elements("css selector", f"[data-testid={kind}]")
