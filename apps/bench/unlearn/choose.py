@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from apps.bench.unlearn.prepare import Bench
+from apps.bench.unlearn.prepare import LEARNING, Bench
 from apps.stages import Stages, key_hash
 from apps.unlearning import edits as unlearning
 from apps.unlearning import prompt_grids
@@ -44,7 +44,7 @@ def choice_key(bench: Bench, name: str, factor: str, label: str) -> dict[str, An
     """All that decides which edit is chosen."""
     settings = bench.config.settings(method(name), factor, label)
     used = sorted({used for setting in settings for used in setting.uses})
-    learns = method(name).kind in ("direction", "sae")
+    learns = method(name).kind in LEARNING
     key = {
         "model": bench.model_hash,
         "target": [factor, label],

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from probe.unlearning import ConceptScores
     from sae import Dictionary
 
-_LEARNING = ("direction", "sae")
+LEARNING = ("direction", "sae")
+"""Kinds of methods that learn from recorded activations."""
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Bench:
         """Recorded activations; None if no method needs them."""
         from activations_store import ActivationStore
 
-        if not set(self.config.kinds) & set(_LEARNING):
+        if not set(self.config.kinds) & set(LEARNING):
             return None
         return ActivationStore.open(self.run.store)
 
@@ -162,7 +163,7 @@ def prepare(bench: Bench) -> None:
 
 def learn(bench: Bench) -> None:
     """Record, train and score concepts, if a method needs it and as far as that is not done."""
-    if set(bench.config.kinds) & set(_LEARNING):
+    if set(bench.config.kinds) & set(LEARNING):
         store = _record(bench)
         for name in bench.config.dictionary_names():
             _train(bench, store, name)
